@@ -1,0 +1,3 @@
+//! The `stepmesh` command.
+
+fn main() {}

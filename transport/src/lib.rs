@@ -1,1 +1,49 @@
-//! stepmesh transport.
+//! One-sided transfers between registered buffers: devices, regions, lanes and completions.
+//!
+//! A [`Device`] allocates registered memory ([`Region`]) and makes [`Endpoint`]s. An endpoint owns the links to any
+//! number of peers and the one completion queue they share. A link has 1 to 8 ordered *lanes*. Work is posted to a
+//! lane in chains, and what happened is learnt from completions only.
+//!
+//! ```text
+//!   Device ── allocate ──▶ Region ── grant(link) ──▶ descriptor ─┐ (control plane)
+//!     └── endpoint ──▶ Endpoint ◀── import(link) ── RemoteRegion ◀┘
+//!                        ├─ post(link, lane, chain)
+//!                        └─ poll / wait ──▶ Completion
+//! ```
+//!
+//! Providers: [`shm`] (processes of one host), [`tcp`] (anywhere), [`mem`] (one process, virtual clock, scripted faults).
+//! They pass one conformance suite, [`testing`], which a provider of your own can run too.
+
+mod clock;
+mod endpoint;
+mod error;
+mod region;
+
+pub mod mem;
+pub mod shm;
+pub mod tcp;
+pub mod testing;
+
+pub use clock::Clock;
+pub use endpoint::{
+    Completion, Descriptor, Device, DeviceOptions, Disconnect, Endpoint, LinkId, LinkSecret, LinkSpec, Op, Properties,
+    Provider, Remote, Side, Source, Target, Wake, Waker, Work, WorkError,
+};
+pub use error::{PostError, TransportError};
+pub use region::{
+    Access, AddressSpace, HostMemory, Memory, Placement, Region, RemoteRegion, page_bytes, round_to_page,
+};
+
+use std::sync::Arc;
+
+/// Opens a provider that needs nothing but its name: `shm` or `tcp`. (`mem` devices come from a [`mem::Fabric`].)
+pub fn open(provider: Provider, options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
+    match provider {
+        Provider::Shm => shm::open(options),
+        Provider::Tcp => tcp::open(options),
+        Provider::Mem => Err(TransportError::Unsupported {
+            what: "opening `mem` by name".into(),
+            hint: "make a `mem::Fabric` and ask it for devices: both ends live in one process".into(),
+        }),
+    }
+}

@@ -1,1 +1,4 @@
 //! stepmesh mesh.
+
+pub mod control;
+pub mod scheduler;

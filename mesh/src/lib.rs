@@ -1,4 +1,31 @@
-//! stepmesh mesh.
+//! The StepMesh core: members, links, slots; `push_pull` / `wait` on the attention side, `next_batch` / `respond` on the
+//! FFN side.
+//!
+//! What decides is pure and tested on a virtual clock: [`scheduler::State`], the immediate counters, the arrival
+//! policies, the tickets. A member joins them to an endpoint of any provider and to the control plane, and is driven by
+//! its owner's calls.
+
+mod arrivals;
+mod attention;
+mod counter;
+mod error;
+mod event;
+mod ffn;
+mod layout;
+mod link;
+mod member;
+mod tickets;
+mod trace;
 
 pub mod control;
 pub mod scheduler;
+
+pub use arrivals::Policy;
+pub use attention::{AttentionMesh, Reply, Request, SendBuffer};
+pub use error::{MeshError, TicketFailure};
+pub use event::{MeshEvent, Peer, Role};
+pub use ffn::{Batch, FfnMesh, PartArray, Segment};
+pub use layout::{Direction, PartSpec, SlotLayout};
+pub use member::MemberOptions;
+pub use tickets::{Ticket, TicketStatus};
+pub use trace::Trace;

@@ -1,0 +1,395 @@
+//! The attention side: `acquire` → `push_pull` → ticket → `wait`.
+
+use crate::control::Control;
+use crate::layout::{Direction, SlotLayout};
+use crate::link::Stage;
+use crate::member::{Arrival, Member, MemberOptions};
+use crate::tickets::{Ticket, TicketStatus, Tickets};
+use crate::trace::Trace;
+use crate::{MeshError, MeshEvent, Role, TicketFailure};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use stepmesh_proto::{Flags, Header, Part, Stamps, control::from_member};
+use stepmesh_transport::{Clock, Device, Region, Waker};
+
+/// What a request says besides its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Request<'a> {
+    /// Requests of equal microbatch and group may share a batch on the FFN side: the layer.
+    pub group: u32,
+    /// For the FFN side's application.
+    pub app: [u8; 16],
+    /// The parts in use, in the layout's order. Offsets are filled in by the mesh.
+    pub parts: &'a [Part],
+    /// The FFN side need not wait for this instance on this microbatch after this request.
+    pub leave: bool,
+}
+
+/// An attention instance in the mesh. Owned and driven by one thread: every call makes progress.
+pub struct AttentionMesh {
+    member: Member,
+    tickets: Tickets,
+    filling: Arc<[AtomicBool]>,
+    slots: Vec<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    requested_ns: u64,
+    landings: Vec<Option<Landing>>,
+}
+
+struct Landing {
+    region: Region,
+    header: Header,
+    landed_ns: u64,
+}
+
+/// A microbatch's send slot, owned until pushed or dropped.
+#[derive(Debug)]
+pub struct SendBuffer {
+    slot: u16,
+    region: Region,
+    layout: Arc<SlotLayout>,
+    filling: Arc<[AtomicBool]>,
+}
+
+impl SendBuffer {
+    /// The microbatch.
+    pub fn microbatch(&self) -> u16 {
+        self.slot
+    }
+
+    /// The bytes of a part, as long as the layout allows; empty for a part that the layout does not have.
+    pub fn part_mut(&mut self, part: usize) -> &mut [u8] {
+        let offset = self.layout.part_offset(Direction::A2F, part);
+        let spec = self.layout.parts(Direction::A2F).get(part);
+        let (Some(offset), Some(spec)) = (offset, spec) else { return &mut [] };
+        let start = self.layout.slot_offset(Direction::A2F, self.slot) + offset;
+        let bytes = spec.row_bytes as usize * spec.max_rows as usize;
+        // SAFETY: the slot is this buffer's alone: no transfer of it is under way (`acquire` checked), `filling` keeps a
+        // second buffer from being made, and the slice borrows the buffer exclusively.
+        unsafe { self.region.bytes_mut(start..start + bytes) }.unwrap_or_default()
+    }
+}
+
+impl Drop for SendBuffer {
+    fn drop(&mut self) {
+        self.filling[usize::from(self.slot)].store(false, Ordering::Release);
+    }
+}
+
+/// The replies of all FFN instances to one request, in place. The microbatch's slots belong to the reader until the
+/// next request on it, which the borrow excludes.
+pub struct Reply<'a> {
+    mesh: &'a AttentionMesh,
+    slot: u16,
+}
+
+impl Reply<'_> {
+    /// FFN instances that replied: all of them.
+    pub fn ranks(&self) -> usize {
+        self.landings().len()
+    }
+
+    fn landings(&self) -> &[Option<Landing>] {
+        &self.mesh.slots[usize::from(self.slot)].landings
+    }
+
+    /// What one FFN instance's reply says of its parts.
+    pub fn parts(&self, rank: usize) -> &[Part] {
+        self.landings().get(rank).and_then(Option::as_ref).map_or(&[], |landing| landing.header.parts())
+    }
+
+    /// The bytes in use of one part of one FFN instance's reply, `[rows, row_bytes]`.
+    pub fn part(&self, rank: usize, part: usize) -> &[u8] {
+        let Some(Some(landing)) = self.landings().get(rank) else { return &[] };
+        let Some(used) = landing.header.parts().get(part) else { return &[] };
+        let layout = &self.mesh.member.options.layout;
+        let start = layout.headers_bytes() + layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
+        // SAFETY: the reply has landed and the FFN instance may not write the slot before the next request on it, which
+        // needs the mesh exclusively.
+        unsafe { landing.region.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
+    }
+
+    /// The application's bytes of one FFN instance's reply.
+    pub fn app(&self, rank: usize) -> [u8; 16] {
+        self.landings().get(rank).and_then(Option::as_ref).map_or([0; 16], |landing| landing.header.app)
+    }
+
+    /// Where the time went between this side and one FFN instance.
+    pub fn trace(&self, rank: usize) -> Trace {
+        let slot = &self.mesh.slots[usize::from(self.slot)];
+        let Some(Some(landing)) = slot.landings.get(rank) else { return Trace::default() };
+        Trace::new(slot.requested_ns, landing.landed_ns, landing.header.stamps)
+    }
+}
+
+impl AttentionMesh {
+    /// Starts to join. [`AttentionMesh::poll`] until [`AttentionMesh::rank`] is known, or use
+    /// [`AttentionMesh::wait_complete`].
+    pub fn new(
+        options: MemberOptions,
+        device: Arc<dyn Device>,
+        control: Box<dyn Control>,
+        clock: Clock,
+    ) -> Result<Self, MeshError> {
+        let endpoint = device.endpoint()?;
+        Self::with_endpoint(options, device, endpoint, control, clock)
+    }
+
+    /// As [`AttentionMesh::new`], on an endpoint that exists already (so that the control plane could be given its
+    /// waker).
+    pub fn with_endpoint(
+        options: MemberOptions,
+        device: Arc<dyn Device>,
+        endpoint: Box<dyn stepmesh_transport::Endpoint>,
+        control: Box<dyn Control>,
+        clock: Clock,
+    ) -> Result<Self, MeshError> {
+        let slots = options.layout.microbatches();
+        let member = Member::new(Role::Attention, options, device, endpoint, control, clock)?;
+        Ok(Self {
+            member,
+            tickets: Tickets::new(slots, 0),
+            filling: (0..slots).map(|_| AtomicBool::new(false)).collect(),
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+        })
+    }
+
+    /// This instance's rank, once admitted.
+    pub fn rank(&self) -> Option<u32> {
+        self.member.rank
+    }
+
+    /// FFN instances of the deployment, once admitted.
+    pub fn ffn(&self) -> usize {
+        self.member.peers
+    }
+
+    /// All ranks are held and all links are up.
+    pub fn is_complete(&self) -> bool {
+        self.member.complete
+    }
+
+    /// Wakes [`AttentionMesh::sleep`] and [`AttentionMesh::wait`] from another thread.
+    pub fn waker(&self) -> Waker {
+        self.member.waker()
+    }
+
+    /// The clock that deadlines are meant by.
+    pub fn clock(&self) -> &Clock {
+        &self.member.clock
+    }
+
+    /// The next thing that happened besides replies.
+    pub fn next_event(&mut self) -> Option<MeshEvent> {
+        self.member.events.pop_front()
+    }
+
+    /// Sends the application's message to the scheduler.
+    pub fn send_control(&mut self, body: from_member::Body) -> Result<(), MeshError> {
+        self.member.send_control(body)
+    }
+
+    /// Makes progress without blocking.
+    pub fn poll(&mut self) -> Result<(), MeshError> {
+        self.member.poll()?;
+        if self.member.rank.is_some() && self.slots.first().is_some_and(|slot| slot.landings.len() != self.member.peers)
+        {
+            self.tickets = Tickets::new(self.slots.len() as u16, self.member.peers);
+            for slot in &mut self.slots {
+                slot.landings = (0..self.member.peers).map(|_| None).collect();
+            }
+        }
+        while let Some(end) = self.member.ended.pop_front() {
+            self.tickets.link_ended(end.rank, &TicketFailure::PeerLost { peer: end.peer, reason: end.reason });
+        }
+        let mut arrivals = std::mem::take(&mut self.member.arrivals);
+        for arrival in arrivals.drain(..) {
+            self.land(arrival);
+        }
+        self.member.arrivals = arrivals;
+        self.finish_drains();
+        Ok(())
+    }
+
+    fn land(&mut self, arrival: Arrival) {
+        let Some(link) = self.member.links[arrival.rank].as_ref() else { return };
+        let Some(region) = link.inbox.clone() else { return };
+        let header = arrival.header;
+        let failure = header.flags.has(Flags::FAILED).then(|| TicketFailure::PeerFailed {
+            peer: link.peer.clone(),
+            reason: String::from_utf8_lossy(&header.app).trim_end_matches('\0').to_owned(),
+        });
+        if !self.tickets.replied(header.slot, arrival.rank, failure) {
+            self.member.fence(arrival.rank, format!("a reply for microbatch {} that was not due", header.slot));
+            return;
+        }
+        self.slots[usize::from(header.slot)].landings[arrival.rank] =
+            Some(Landing { region, header, landed_ns: arrival.received_ns });
+    }
+
+    /// Fences the links that were draining and have no other transfer under way, or have had their time.
+    fn finish_drains(&mut self) {
+        for rank in 0..self.member.links.len() {
+            let Some(link) = &self.member.links[rank] else { continue };
+            let Stage::Draining(until) = link.stage else { continue };
+            if !self.tickets.waits_for(rank) || self.member.clock.now() >= until {
+                self.member.fence(rank, "a ticket was cancelled".into());
+            }
+        }
+    }
+
+    fn check_slot(&self, slot: u16) -> Result<(), MeshError> {
+        let microbatches = self.slots.len() as u16;
+        if slot >= microbatches { Err(MeshError::NoMicrobatch { slot, microbatches }) } else { Ok(()) }
+    }
+
+    fn check_linked(&self) -> Result<(), MeshError> {
+        let up = |link: &Option<crate::link::Link>| link.as_ref().is_some_and(|link| link.stage == Stage::Up);
+        if self.member.links.is_empty() {
+            return Err(MeshError::NotLinked("any FFN instance: not admitted yet".into()));
+        }
+        match self.member.links.iter().position(|link| !up(link)) {
+            Some(rank) => Err(MeshError::NotLinked(format!("ffn {rank}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The send slot of a microbatch, to be filled in place. `WouldBlock` while an earlier transfer of it is under way
+    /// or not waited for; `NotLinked` while an FFN instance is missing.
+    pub fn acquire(&mut self, microbatch: u16) -> Result<SendBuffer, MeshError> {
+        self.check_slot(microbatch)?;
+        self.check_linked()?;
+        let Some(region) = self.member.outbox.clone() else {
+            return Err(MeshError::NotLinked("any FFN instance: not admitted yet".into()));
+        };
+        if !self.tickets.is_free(microbatch) || self.filling[usize::from(microbatch)].swap(true, Ordering::AcqRel) {
+            return Err(MeshError::WouldBlock(microbatch));
+        }
+        // `SendBuffer` clears the mark when it is dropped, pushed or not.
+        let layout = self.member.options.layout.clone();
+        Ok(SendBuffer { slot: microbatch, region, layout, filling: self.filling.clone() })
+    }
+
+    /// Sends the request to every FFN instance and returns the ticket for all their replies.
+    pub fn push_pull(&mut self, buffer: SendBuffer, request: Request<'_>) -> Result<Ticket, MeshError> {
+        let slot = buffer.slot;
+        if !Arc::ptr_eq(&buffer.filling, &self.filling) {
+            return Err(MeshError::Transfer("the send buffer is another mesh's".into()));
+        }
+        self.check_linked()?;
+        let mut header = self.header(slot, request.group, request.leave);
+        header.app = request.app;
+        self.member.options.layout.place(Direction::A2F, request.parts, &mut header)?;
+        let ticket = self.tickets.begin(slot);
+        self.post(slot, header)?;
+        Ok(ticket)
+    }
+
+    /// Tells the FFN instances not to wait for this instance on a microbatch until its next request. Takes the slot for
+    /// one round trip.
+    pub fn leave(&mut self, microbatch: u16) -> Result<(), MeshError> {
+        self.check_slot(microbatch)?;
+        self.check_linked()?;
+        if !self.tickets.is_free(microbatch) || self.filling[usize::from(microbatch)].load(Ordering::Acquire) {
+            return Err(MeshError::WouldBlock(microbatch));
+        }
+        self.tickets.begin_unattended(microbatch);
+        self.post(microbatch, self.header(microbatch, u32::MAX, true))
+    }
+
+    fn header(&self, slot: u16, group: u32, leave: bool) -> Header {
+        let mut header = Header::default();
+        header.slot = slot;
+        header.source = self.member.rank.unwrap_or_default() as u16;
+        header.group = group;
+        header.flags = if leave { Flags::LEAVE } else { Flags::NONE };
+        header
+    }
+
+    fn post(&mut self, slot: u16, mut header: Header) -> Result<(), MeshError> {
+        let requested_ns = self.member.clock.now_ns();
+        header.stamps = Stamps { posted_ns: requested_ns, ..Stamps::default() };
+        let state = &mut self.slots[usize::from(slot)];
+        state.requested_ns = requested_ns;
+        state.landings.fill_with(|| None);
+        for rank in 0..self.member.peers {
+            if let Err(error) = self.member.send(rank, header) {
+                self.member.fence(rank, error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a ticket stands; makes no progress by itself.
+    pub fn status(&self, ticket: Ticket) -> TicketStatus {
+        self.tickets.status(ticket)
+    }
+
+    /// Consumes a ticket that is ready or failed. A pending one is a `Timeout` of zero and stays outstanding.
+    pub fn take(&mut self, ticket: Ticket) -> Result<Reply<'_>, MeshError> {
+        match self.tickets.status(ticket) {
+            TicketStatus::Pending => Err(MeshError::Timeout(Duration::ZERO)),
+            TicketStatus::Unknown => Err(MeshError::UnknownTicket(ticket.number)),
+            TicketStatus::Failed(failure) => {
+                self.tickets.consume(ticket);
+                Err(failure.into())
+            }
+            TicketStatus::Ready => {
+                self.tickets.consume(ticket);
+                Ok(Reply { mesh: self, slot: ticket.slot })
+            }
+        }
+    }
+
+    /// Waits for all replies. An expired wait leaves the ticket outstanding: wait again, or cancel.
+    pub fn wait(&mut self, ticket: Ticket, timeout: Duration) -> Result<Reply<'_>, MeshError> {
+        let deadline = self.member.clock.now() + timeout;
+        loop {
+            self.poll()?;
+            if self.tickets.status(ticket) != TicketStatus::Pending {
+                return self.take(ticket);
+            }
+            if self.member.clock.now() >= deadline {
+                return Err(MeshError::Timeout(timeout));
+            }
+            self.member.sleep(deadline)?;
+        }
+    }
+
+    /// Gives a ticket up. Its slot is quarantined until the FFN instances that have not replied are fenced off: their
+    /// links end once other transfers on them are done (or [`MemberOptions::drain`] has passed) and come back as new
+    /// incarnations.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        for rank in self.tickets.cancel(ticket) {
+            self.member.drain(rank);
+        }
+        self.finish_drains();
+    }
+
+    /// Sleeps until something may have happened; returns early when woken.
+    pub fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        self.member.sleep(deadline)
+    }
+
+    /// Waits until the whole deployment is there.
+    pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
+        let deadline = self.member.clock.now() + timeout;
+        loop {
+            self.poll()?;
+            if self.member.complete && self.check_linked().is_ok() {
+                return Ok(());
+            }
+            if let Some(reason) = &self.member.scheduler_lost {
+                return Err(MeshError::SchedulerLost(reason.clone()));
+            }
+            if self.member.clock.now() >= deadline {
+                return Err(MeshError::Timeout(timeout));
+            }
+            self.member.sleep(deadline)?;
+        }
+    }
+}

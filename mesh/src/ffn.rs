@@ -1,0 +1,380 @@
+//! The FFN side: `next_batch` → compute → `respond`.
+
+use crate::arrivals::{Arrivals, Policy};
+use crate::control::Control;
+use crate::layout::{Direction, SlotLayout};
+use crate::link::InUse;
+use crate::member::{Arrival, Member, MemberOptions};
+use crate::{MeshError, MeshEvent, Role};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stepmesh_proto::{Flags, Header, MAX_PARTS, Part, Stamps, control::from_member};
+use stepmesh_transport::{Clock, Device, Region, Waker};
+
+/// An FFN instance in the mesh. Owned and driven by one thread: every call makes progress.
+pub struct FfnMesh {
+    member: Member,
+    arrivals: Arrivals,
+    /// The request that waits in each (slot, rank).
+    requests: Vec<Option<Arrival>>,
+    released: Vec<usize>,
+    spare: Vec<Vec<Segment>>,
+}
+
+/// One attention instance's rows in a batch: what it sent, and where its reply goes. Both are the slots themselves.
+#[derive(Debug)]
+pub struct Segment {
+    rank: usize,
+    incarnation: u32,
+    header: Header,
+    received_ns: u64,
+    handed_out_ns: u64,
+    layout: Arc<SlotLayout>,
+    input: Region,
+    input_start: usize,
+    output: Region,
+    output_start: usize,
+    reply: [Part; MAX_PARTS],
+    reply_parts: usize,
+    failure: Option<[u8; 16]>,
+    // Last, so that the fence is complete only when the regions above are gone.
+    _in_use: Arc<InUse>,
+}
+
+impl Segment {
+    /// The attention instance.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The application's bytes.
+    pub fn app(&self) -> [u8; 16] {
+        self.header.app
+    }
+
+    /// The parts that were sent.
+    pub fn parts(&self) -> &[Part] {
+        self.header.parts()
+    }
+
+    /// Rows of the first part; zero if there is none.
+    pub fn rows(&self) -> usize {
+        self.parts().first().map_or(0, |part| part.rows as usize)
+    }
+
+    /// The bytes in use of a part, `[rows, row_bytes]`, in the slot they landed in; empty for a part that was not sent.
+    pub fn part(&self, part: usize) -> &[u8] {
+        let Some(used) = self.parts().get(part) else { return &[] };
+        let start = self.input_start + used.offset as usize;
+        // SAFETY: the request has landed and the attention instance may not write the slot before the reply, which
+        // consumes this segment; a peer that does so anyway changes values only.
+        unsafe { self.input.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
+    }
+
+    /// The bytes of a reply part, as long as the layout allows: the landing slot itself where the provider maps it.
+    pub fn reply_mut(&mut self, part: usize) -> &mut [u8] {
+        let (_, output) = self.split(0, part);
+        output
+    }
+
+    /// A request part and a reply part at once.
+    pub fn split(&mut self, request: usize, reply: usize) -> (&[u8], &mut [u8]) {
+        let offset = self.layout.part_offset(Direction::F2A, reply);
+        let spec = self.layout.parts(Direction::F2A).get(reply);
+        let input = self.part(request);
+        let (Some(offset), Some(spec)) = (offset, spec) else { return (input, &mut []) };
+        let start = self.output_start + offset;
+        let bytes = spec.row_bytes as usize * spec.max_rows as usize;
+        // SAFETY: the reply slot is this segment's alone until `respond` takes it, and never the memory of a request;
+        // the slice borrows the segment exclusively.
+        let output = unsafe { self.output.bytes_mut(start..start + bytes) }.unwrap_or_default();
+        (input, output)
+    }
+
+    /// Says which reply parts are in use. Offsets are filled in by the mesh.
+    pub fn set_reply(&mut self, parts: &[Part]) -> Result<(), MeshError> {
+        let mut header = Header::default();
+        self.layout.place(Direction::F2A, parts, &mut header)?;
+        self.reply_parts = header.parts().len();
+        self.reply[..self.reply_parts].copy_from_slice(header.parts());
+        Ok(())
+    }
+
+    /// Answers that this segment could not be processed; at most 16 bytes of the reason travel.
+    pub fn fail(&mut self, reason: &str) {
+        let mut bytes = [0; 16];
+        let length = (0..=reason.len().min(16)).rev().find(|&length| reason.is_char_boundary(length)).unwrap_or(0);
+        bytes[..length].copy_from_slice(&reason.as_bytes()[..length]);
+        self.failure = Some(bytes);
+    }
+}
+
+/// The requests of one (microbatch, group), by ascending rank. To be answered with [`FfnMesh::respond`]; a batch that
+/// is dropped instead leaves its requests unanswered and their slots in use.
+#[derive(Debug)]
+pub struct Batch {
+    /// The microbatch.
+    pub microbatch: u16,
+    /// The group: the layer.
+    pub group: u32,
+    /// The attention instances' rows.
+    pub segments: Vec<Segment>,
+}
+
+/// The place of one part of all attention instances: `[ranks, rows, row_bytes]` with a fixed stride between ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartArray {
+    /// Address of rank 0's first row.
+    pub base: usize,
+    /// Bytes from one rank's first row to the next rank's.
+    pub rank_stride_bytes: usize,
+}
+
+impl FfnMesh {
+    /// Starts to join. [`FfnMesh::poll`] until [`FfnMesh::rank`] is known, or use [`FfnMesh::wait_complete`].
+    pub fn new(
+        options: MemberOptions,
+        device: Arc<dyn Device>,
+        control: Box<dyn Control>,
+        clock: Clock,
+    ) -> Result<Self, MeshError> {
+        let endpoint = device.endpoint()?;
+        Self::with_endpoint(options, device, endpoint, control, clock)
+    }
+
+    /// As [`FfnMesh::new`], on an endpoint that exists already (so that the control plane could be given its waker).
+    pub fn with_endpoint(
+        options: MemberOptions,
+        device: Arc<dyn Device>,
+        endpoint: Box<dyn stepmesh_transport::Endpoint>,
+        control: Box<dyn Control>,
+        clock: Clock,
+    ) -> Result<Self, MeshError> {
+        let slots = options.layout.microbatches();
+        let member = Member::new(Role::Ffn, options, device, endpoint, control, clock)?;
+        Ok(Self {
+            member,
+            arrivals: Arrivals::new(slots, 0),
+            requests: Vec::new(),
+            released: Vec::new(),
+            spare: Vec::new(),
+        })
+    }
+
+    /// This instance's rank, once admitted.
+    pub fn rank(&self) -> Option<u32> {
+        self.member.rank
+    }
+
+    /// Attention instances of the deployment, once admitted.
+    pub fn attention(&self) -> usize {
+        self.member.peers
+    }
+
+    /// All ranks are held and all links are up.
+    pub fn is_complete(&self) -> bool {
+        self.member.complete
+    }
+
+    /// Wakes [`FfnMesh::sleep`] and [`FfnMesh::next_batch`] from another thread.
+    pub fn waker(&self) -> Waker {
+        self.member.waker()
+    }
+
+    /// The clock that deadlines are meant by.
+    pub fn clock(&self) -> &Clock {
+        &self.member.clock
+    }
+
+    /// The next thing that happened besides requests.
+    pub fn next_event(&mut self) -> Option<MeshEvent> {
+        self.member.events.pop_front()
+    }
+
+    /// Sends the application's message to the scheduler.
+    pub fn send_control(&mut self, body: from_member::Body) -> Result<(), MeshError> {
+        self.member.send_control(body)
+    }
+
+    /// Where a request part of a microbatch lies for all ranks, for kernels that take segments.
+    pub fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
+        let layout = &self.member.options.layout;
+        let offset = layout.part_offset(Direction::A2F, part)?;
+        let headers = if self.member.device.properties().maps_peer_memory { 0 } else { layout.headers_bytes() };
+        let first = headers + layout.slot_offset(Direction::A2F, microbatch) + offset;
+        let base = self.member.space.as_ref()?.base().as_ptr() as usize + first;
+        Some(PartArray { base, rank_stride_bytes: self.member.stride_bytes().ok()? })
+    }
+
+    /// Makes progress without blocking.
+    pub fn poll(&mut self) -> Result<(), MeshError> {
+        self.member.poll()?;
+        let slots = self.member.options.layout.microbatches();
+        let seats = usize::from(slots) * self.member.peers;
+        if self.requests.len() != seats {
+            self.arrivals = Arrivals::new(slots, self.member.peers);
+            self.requests = (0..seats).map(|_| None).collect();
+        }
+        while let Some(end) = self.member.ended.pop_front() {
+            self.arrivals.lost(end.rank);
+            for slot in 0..usize::from(slots) {
+                self.requests[slot * self.member.peers + end.rank] = None;
+            }
+        }
+        let mut arrivals = std::mem::take(&mut self.member.arrivals);
+        for arrival in arrivals.drain(..) {
+            self.receive(arrival);
+        }
+        self.member.arrivals = arrivals;
+        Ok(())
+    }
+
+    fn receive(&mut self, arrival: Arrival) {
+        let (slot, rank) = (arrival.header.slot, arrival.rank);
+        if self.member.links[rank].is_none() {
+            return;
+        }
+        if !self.arrivals.is_free(slot, rank) {
+            self.member.fence(rank, format!("a request for microbatch {slot} before the reply to its last one"));
+            return;
+        }
+        let leaves = arrival.header.flags.has(Flags::LEAVE);
+        if leaves && arrival.header.parts().is_empty() {
+            self.arrivals.left(slot, rank);
+            let now_ns = self.member.clock.now_ns();
+            let reply = reply_header(&arrival.header, self.member.rank, arrival.received_ns, now_ns, now_ns);
+            if let Err(error) = self.member.send(rank, reply) {
+                self.member.fence(rank, error.to_string());
+            }
+            return;
+        }
+        let now = self.member.clock.now();
+        self.arrivals.arrived(slot, rank, arrival.header.group, leaves, now);
+        self.requests[usize::from(slot) * self.member.peers + rank] = Some(arrival);
+    }
+
+    /// The oldest batch that the policy allows now, if there is one. Makes no progress by itself.
+    pub fn try_next_batch(&mut self, policy: Policy) -> Option<Batch> {
+        let now = self.member.clock.now();
+        let released = self.arrivals.release(policy, now, &mut self.released)?;
+        let handed_out_ns = self.member.clock.now_ns();
+        let mut segments = self.spare.pop().unwrap_or_default();
+        for &rank in &self.released {
+            let request = self.requests[usize::from(released.slot) * self.member.peers + rank].take();
+            if let Some(segment) = request.and_then(|request| self.segment(request, handed_out_ns)) {
+                segments.push(segment);
+            }
+        }
+        Some(Batch { microbatch: released.slot, group: released.group, segments })
+    }
+
+    fn segment(&self, request: Arrival, handed_out_ns: u64) -> Option<Segment> {
+        let layout = &self.member.options.layout;
+        let slot = request.header.slot;
+        let link = self.member.links[request.rank].as_ref()?;
+        let (input, input_headers) = match &link.peer_outbox {
+            Some(mapped) => (mapped.clone(), 0),
+            None => (link.inbox.clone()?, layout.headers_bytes()),
+        };
+        let mapped = link.peer_inbox.as_ref()?.mapped.clone();
+        let (output, output_headers) = match (&link.outbox, mapped) {
+            (Some(staging), _) => (staging.clone(), 0),
+            (None, Some(mapped)) => (mapped, layout.headers_bytes()),
+            (None, None) => return None,
+        };
+        Some(Segment {
+            rank: request.rank,
+            incarnation: link.incarnation,
+            header: request.header,
+            received_ns: request.received_ns,
+            handed_out_ns,
+            layout: layout.clone(),
+            input,
+            input_start: input_headers + layout.slot_offset(Direction::A2F, slot),
+            output,
+            output_start: output_headers + layout.slot_offset(Direction::F2A, slot),
+            reply: [Part::default(); MAX_PARTS],
+            reply_parts: 0,
+            failure: None,
+            _in_use: link.in_use.clone(),
+        })
+    }
+
+    /// The next batch, or none at the deadline.
+    pub fn next_batch(&mut self, policy: Policy, timeout: Duration) -> Result<Option<Batch>, MeshError> {
+        let deadline = self.member.clock.now() + timeout;
+        loop {
+            self.poll()?;
+            if let Some(batch) = self.try_next_batch(policy) {
+                return Ok(Some(batch));
+            }
+            if self.member.clock.now() >= deadline {
+                return Ok(None);
+            }
+            let until = self.arrivals.next_release(policy).map_or(deadline, |release| release.min(deadline));
+            self.member.sleep(until)?;
+        }
+    }
+
+    /// Sends every segment's reply. Segments whose attention instance is gone are dropped: its loss is an event.
+    pub fn respond(&mut self, mut batch: Batch) -> Result<(), MeshError> {
+        let now_ns = self.member.clock.now_ns();
+        for segment in batch.segments.drain(..) {
+            let same = |link: &crate::link::Link| link.incarnation == segment.incarnation;
+            if !self.member.links[segment.rank].as_ref().is_some_and(same) {
+                continue;
+            }
+            self.arrivals.answered(batch.microbatch, segment.rank);
+            let mut reply =
+                reply_header(&segment.header, self.member.rank, segment.received_ns, segment.handed_out_ns, now_ns);
+            if let Some(reason) = segment.failure {
+                reply.flags = reply.flags.with(Flags::FAILED);
+                reply.app = reason;
+            } else {
+                let parts = &segment.reply[..segment.reply_parts];
+                reply.set_parts(parts).map_err(|error| MeshError::Transfer(error.to_string()))?;
+            }
+            if let Err(error) = self.member.send(segment.rank, reply) {
+                self.member.fence(segment.rank, error.to_string());
+            }
+        }
+        self.spare.push(batch.segments);
+        Ok(())
+    }
+
+    /// Sleeps until something may have happened; returns early when woken.
+    pub fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        self.member.sleep(deadline)
+    }
+
+    /// Waits until the whole deployment is there.
+    pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
+        let deadline = self.member.clock.now() + timeout;
+        loop {
+            self.poll()?;
+            if self.member.complete {
+                return Ok(());
+            }
+            if let Some(reason) = &self.member.scheduler_lost {
+                return Err(MeshError::SchedulerLost(reason.clone()));
+            }
+            if self.member.clock.now() >= deadline {
+                return Err(MeshError::Timeout(timeout));
+            }
+            self.member.sleep(deadline)?;
+        }
+    }
+}
+
+fn reply_header(request: &Header, rank: Option<u32>, received_ns: u64, handed_out_ns: u64, now_ns: u64) -> Header {
+    let since = |at_ns: u64| u32::try_from(at_ns.saturating_sub(received_ns)).unwrap_or(u32::MAX);
+    let mut header = Header::default();
+    header.slot = request.slot;
+    header.source = rank.unwrap_or_default() as u16;
+    header.flags = Flags::REPLY;
+    header.group = request.group;
+    header.app = request.app;
+    header.stamps =
+        Stamps { posted_ns: now_ns, received_ns, process_ns: since(handed_out_ns), respond_ns: since(now_ns) };
+    header
+}

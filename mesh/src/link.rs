@@ -1,0 +1,236 @@
+//! One link's state: its regions, what it has counted, what it still has to post.
+
+use crate::counter::ImmediateCounter;
+use crate::layout::{Direction, SlotLayout};
+use crate::{MeshError, Peer};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+use stepmesh_proto::{HEADER_MAX_BYTES, Header, Immediate};
+use stepmesh_transport::{Descriptor, Endpoint, LinkId, Op, PostError, Region, Remote, RemoteRegion, Source, Work};
+
+/// Payloads below this go over one lane: striping costs more than it brings.
+const STRIPE_BYTES: usize = 64 * 1024;
+/// A lane's stripe touches every part at most once; then comes the closing write.
+const CHAIN: usize = stepmesh_proto::MAX_PARTS + 1;
+
+/// How far a link has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Opened here; the peer's half or the connection is missing.
+    Connecting,
+    /// Connected; the peer's grants are missing or cannot be placed yet.
+    Granting,
+    /// Transfers are possible.
+    Up,
+    /// No new transfers: the link will be fenced when those under way are done, or at this time.
+    Draining(Instant),
+}
+
+/// Held by whatever still reads or writes the link's slots; the fence is complete when none is left.
+#[derive(Debug)]
+pub(crate) struct InUse;
+
+#[derive(Debug, Clone)]
+struct Outgoing {
+    sequence: u16,
+    header: [u8; HEADER_MAX_BYTES],
+    header_bytes: usize,
+    lanes: u8,
+    posted: u8,
+}
+
+/// A link to one peer, of one incarnation.
+pub(crate) struct Link {
+    pub(crate) peer: Peer,
+    pub(crate) incarnation: u32,
+    pub(crate) id: LinkId,
+    pub(crate) lanes: u8,
+    pub(crate) stage: Stage,
+    /// When the link has to be up.
+    pub(crate) deadline: Instant,
+    pub(crate) in_use: Arc<InUse>,
+    pub(crate) grants: Option<Vec<Descriptor>>,
+    /// Where the peer's headers and payloads land: `[slots, 256]` headers, then the payload area.
+    pub(crate) inbox: Option<Region>,
+    /// The peer's inbox.
+    pub(crate) peer_inbox: Option<RemoteRegion>,
+    /// The peer's payload area where it is read in place.
+    pub(crate) peer_outbox: Option<Region>,
+    /// Where this side's payloads are written from; none where they are produced in the peer's memory or read in place.
+    pub(crate) outbox: Option<Region>,
+    /// Immediates that came before the peer's grants could be taken up.
+    pub(crate) early: Vec<u32>,
+    counters: Vec<ImmediateCounter>,
+    outgoing: Vec<Outgoing>,
+    backlog: VecDeque<u16>,
+}
+
+impl Link {
+    pub(crate) fn new(peer: Peer, incarnation: u32, id: LinkId, lanes: u8, slots: u16, deadline: Instant) -> Self {
+        let outgoing = Outgoing { sequence: 0, header: [0; HEADER_MAX_BYTES], header_bytes: 0, lanes: 0, posted: 0 };
+        Self {
+            peer,
+            incarnation,
+            id,
+            lanes,
+            stage: Stage::Connecting,
+            deadline,
+            in_use: Arc::new(InUse),
+            grants: None,
+            inbox: None,
+            peer_inbox: None,
+            peer_outbox: None,
+            outbox: None,
+            early: Vec::new(),
+            counters: vec![ImmediateCounter::default(); usize::from(slots)],
+            outgoing: vec![outgoing; usize::from(slots)],
+            backlog: VecDeque::with_capacity(usize::from(slots)),
+        }
+    }
+
+    pub(crate) fn counter(&mut self, slot: u16) -> Option<&mut ImmediateCounter> {
+        self.counters.get_mut(usize::from(slot))
+    }
+
+    /// Reads the header that landed for `slot`: copied out once, then checked.
+    pub(crate) fn landed_header(&self, slot: u16) -> Result<Header, String> {
+        let inbox = self.inbox.as_ref().ok_or("nothing was granted")?;
+        let mut bytes = [0; HEADER_MAX_BYTES];
+        inbox.read(usize::from(slot) * HEADER_MAX_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+        Header::decode(&bytes).map_err(|error| error.to_string())
+    }
+
+    /// Readies `slot`'s next transfer and posts as much as the lanes take; the rest goes out in [`Link::flush`].
+    pub(crate) fn send(
+        &mut self,
+        endpoint: &mut dyn Endpoint,
+        layout: &SlotLayout,
+        direction: Direction,
+        mut header: Header,
+    ) -> Result<(), MeshError> {
+        let slot = header.slot;
+        let outgoing = self
+            .outgoing
+            .get_mut(usize::from(slot))
+            .ok_or(MeshError::NoMicrobatch { slot, microbatches: layout.microbatches() })?;
+        outgoing.sequence = outgoing.sequence.wrapping_add(1);
+        header.incarnation = self.incarnation;
+        header.sequence = outgoing.sequence;
+        outgoing.header_bytes = header.encode(&mut outgoing.header);
+        let payload = if self.outbox.is_some() { payload_bytes(&header) } else { 0 };
+        outgoing.lanes = if payload >= STRIPE_BYTES { self.lanes } else { 1 };
+        outgoing.posted = 0;
+        self.backlog.push_back(slot);
+        self.flush(endpoint, layout, direction)
+    }
+
+    /// Posts what is in the backlog, as far as the lanes take it.
+    pub(crate) fn flush(
+        &mut self,
+        endpoint: &mut dyn Endpoint,
+        layout: &SlotLayout,
+        direction: Direction,
+    ) -> Result<(), MeshError> {
+        while let Some(&slot) = self.backlog.front() {
+            if !self.post_slot(endpoint, layout, direction, slot)? {
+                break;
+            }
+            self.backlog.pop_front();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Posts the remaining lanes of a slot's transfer; false when a lane was full.
+    fn post_slot(
+        &mut self,
+        endpoint: &mut dyn Endpoint,
+        layout: &SlotLayout,
+        direction: Direction,
+        slot: u16,
+    ) -> Result<bool, MeshError> {
+        let Some(inbox) = &self.peer_inbox else { return Ok(true) };
+        let outgoing = &mut self.outgoing[usize::from(slot)];
+        let header = Header::decode(&outgoing.header).map_err(|error| MeshError::Transfer(error.to_string()))?;
+        let payload = self.outbox.as_ref().map(|region| Payload {
+            region,
+            local: layout.slot_offset(direction, slot),
+            remote: layout.headers_bytes() + layout.slot_offset(direction, slot),
+        });
+        while outgoing.posted < outgoing.lanes {
+            let lane = outgoing.posted;
+            let immediate = Immediate { slot, lanes: outgoing.lanes, lane, sequence: outgoing.sequence };
+            let immediate = immediate.encode().map_err(|error| MeshError::Transfer(error.to_string()))?;
+            let closing = Work {
+                op: Op::WriteImmediate {
+                    source: if lane == 0 {
+                        Source::Inline(&outgoing.header[..outgoing.header_bytes])
+                    } else {
+                        Source::Inline(&[])
+                    },
+                    remote: (lane == 0)
+                        .then_some(Remote { region: inbox, offset: u64::from(slot) * HEADER_MAX_BYTES as u64 }),
+                    immediate,
+                },
+                signal: None,
+            };
+            let mut chain = [closing; CHAIN];
+            let stripes =
+                payload.as_ref().map_or(0, |payload| payload.stripe(&header, lane, outgoing.lanes, inbox, &mut chain));
+            chain[stripes] = closing;
+            match endpoint.post(self.id, lane, &chain[..=stripes]) {
+                Ok(()) => outgoing.posted += 1,
+                Err(PostError::WouldBlock) => return Ok(false),
+                // The link has ended; its completion is on the way and says why.
+                Err(PostError::NotConnected(_)) => return Ok(true),
+                Err(error) => return Err(MeshError::Transfer(error.to_string())),
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn payload_bytes(header: &Header) -> usize {
+    header.parts().iter().map(|part| part.bytes() as usize).sum()
+}
+
+/// Where a slot's payload is written from and to.
+struct Payload<'a> {
+    region: &'a Region,
+    local: usize,
+    remote: usize,
+}
+
+impl<'a> Payload<'a> {
+    /// Fills `chain` with the writes of one lane's share, an equal stretch of the parts' concatenation; returns how many.
+    fn stripe(
+        &self,
+        header: &Header,
+        lane: u8,
+        lanes: u8,
+        inbox: &'a RemoteRegion,
+        chain: &mut [Work<'a>; CHAIN],
+    ) -> usize {
+        let share = payload_bytes(header).div_ceil(usize::from(lanes)).next_multiple_of(64);
+        let (first, last) = (usize::from(lane) * share, (usize::from(lane) + 1) * share);
+        let mut start = 0;
+        let mut count = 0;
+        for part in header.parts() {
+            let end = start + part.bytes() as usize;
+            let (from, to) = (first.max(start), last.min(end));
+            if from < to {
+                let offset = part.offset as usize + (from - start);
+                let source = Source::Region(self.region, self.local + offset, to - from);
+                let remote = Remote { region: inbox, offset: (self.remote + offset) as u64 };
+                chain[count] = Work { op: Op::Write { source, remote }, signal: None };
+                count += 1;
+            }
+            start = end;
+        }
+        count
+    }
+}

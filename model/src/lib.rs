@@ -1,1 +1,31 @@
-//! stepmesh model.
+//! Step-3's text model, cut where Attention-FFN disaggregation cuts it.
+//!
+//! A [`Checkpoint`] is opened once; an attention instance loads a [`CpuAttention`] from it, an FFN instance a [`CpuFfn`]
+//! for its [`Shard`]. Both sit behind traits, [`AttentionStage`] and [`FfnStage`], that say how a layer is run. The
+//! arithmetic is that of the Step-3 paper (arXiv 2507.19427) and of the released reference code, rounding points
+//! included; every result is batch-invariant. The crate knows nothing of how rows travel between the sides, except
+//! their bytes: [`WireDtype`].
+
+mod cache;
+mod checkpoint;
+mod config;
+mod cpu;
+mod dtype;
+mod error;
+mod kernel;
+mod shard;
+mod size;
+mod stage;
+mod tensor;
+mod wire;
+
+pub use cache::{BLOCK_TOKENS, CacheStats, KvCache, SequenceId};
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use cpu::{CpuAttention, CpuFfn};
+pub use dtype::Dtype;
+pub use error::ModelError;
+pub use shard::Shard;
+pub use size::ParameterCount;
+pub use stage::{AttentionStage, FfnInput, FfnStage, Row, greedy};
+pub use wire::WireDtype;

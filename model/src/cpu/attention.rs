@@ -1,0 +1,286 @@
+//! The attention side on the CPU.
+
+use crate::cache::Query;
+use crate::kernel::{Isa, Matrix, exp_sum, rms_norm, rotate};
+use crate::stage::{AttentionStage, Row, check_len};
+use crate::{Checkpoint, Dtype, KvCache, ModelConfig, ModelError};
+
+use super::load::Loader;
+use super::room;
+
+/// Embedding, attention, norms, routers and output head of the whole model, in host memory.
+#[derive(Debug)]
+pub struct CpuAttention {
+    config: ModelConfig,
+    dtype: Dtype,
+    isa: Isa,
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    head: Matrix,
+    /// Rotary frequencies `[head_dim / 2]`, in radians a position.
+    frequencies: Vec<f32>,
+    scratch: Scratch,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Vec<f32>,
+    query_down: Matrix,
+    key: Matrix,
+    value: Matrix,
+    query_norm: Vec<f32>,
+    query_up: Matrix,
+    output: Matrix,
+    post_norm: Vec<f32>,
+    router: Option<Matrix>,
+}
+
+/// Buffers kept between calls.
+#[derive(Debug, Default)]
+struct Scratch {
+    normed: Vec<f32>,
+    low_rank: Vec<f32>,
+    low_rank_normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    heads: Vec<f32>,
+    scores: Vec<f32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl CpuAttention {
+    /// Loads the attention side of `checkpoint`, converted to `dtype`.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, misshapen, of an unknown type, or not finite.
+    pub fn load(checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self, ModelError> {
+        let config = checkpoint.config().clone();
+        let loader = Loader { checkpoint, dtype };
+        let table = |name| loader.matrix(name, config.vocab_size, config.hidden_size);
+        let half = config.head_dim / 2;
+        let frequency = |i: usize| 1.0 / config.rope_theta.powf((2 * i) as f32 / config.head_dim as f32);
+        Ok(Self {
+            dtype,
+            isa: Isa::detect(),
+            embedding: table("model.embed_tokens.weight")?,
+            layers: (0..config.num_layers)
+                .map(|layer| Layer::load(loader, &config, layer))
+                .collect::<Result<_, _>>()?,
+            final_norm: loader.norm("model.norm.weight", config.hidden_size)?,
+            head: table("lm_head.weight")?,
+            frequencies: (0..half).map(frequency).collect(),
+            scratch: Scratch::default(),
+            config,
+        })
+    }
+
+    /// The rows in a buffer of `found` elements.
+    fn whole_rows(&self, argument: &'static str, found: usize) -> Result<usize, ModelError> {
+        let rows = found.div_ceil(self.config.hidden_size);
+        check_len(argument, found, rows * self.config.hidden_size)?;
+        Ok(rows)
+    }
+}
+
+impl Layer {
+    fn load(loader: Loader<'_>, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let (hidden, share_q, head_dim) = (config.hidden_size, config.share_q_dim, config.head_dim);
+        let all_heads = config.num_heads * head_dim;
+        let router = || loader.matrix(&name("moe.gate"), config.num_experts, hidden);
+        Ok(Self {
+            input_norm: loader.norm(&name("input_layernorm"), hidden)?,
+            query_down: loader.matrix(&name("self_attn.q_proj"), share_q, hidden)?,
+            key: loader.matrix(&name("self_attn.k_proj"), head_dim, hidden)?,
+            value: loader.matrix(&name("self_attn.v_proj"), head_dim, hidden)?,
+            query_norm: loader.norm(&name("self_attn.inter_norm"), share_q)?,
+            query_up: loader.matrix(&name("self_attn.wq"), all_heads, share_q)?,
+            output: loader.matrix(&name("self_attn.o_proj"), hidden, all_heads)?,
+            post_norm: loader.norm(&name("post_attention_layernorm"), hidden)?,
+            router: config.is_moe(layer).then(router).transpose()?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let matrices = [&self.query_down, &self.key, &self.value, &self.query_up, &self.output];
+        let norms = [&self.input_norm, &self.query_norm, &self.post_norm];
+        matrices.into_iter().chain(&self.router).map(Matrix::bytes).sum::<usize>()
+            + norms.into_iter().map(|norm| size_of_val(norm.as_slice())).sum::<usize>()
+    }
+}
+
+impl AttentionStage for CpuAttention {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        layers + self.embedding.bytes() + self.head.bytes() + size_of_val(self.final_norm.as_slice())
+    }
+
+    fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError> {
+        check_len("x", x.len(), tokens.len() * self.config.hidden_size)?;
+        let vocab_size = self.config.vocab_size;
+        if let Some(row) = tokens.iter().position(|token| *token as usize >= vocab_size) {
+            return Err(ModelError::Token { token: tokens[row], row, vocab_size });
+        }
+        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.config.hidden_size)) {
+            self.embedding.copy_row(*token as usize, x);
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        rows: &[Row],
+        x: &mut [f32],
+        cache: &mut KvCache,
+        y: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let Self { config, dtype, isa, layers, frequencies, scratch, .. } = self;
+        let (dtype, isa, eps) = (*dtype, *isa, config.rms_norm_eps);
+        let weights = layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
+        check_len("x", x.len(), rows.len() * config.hidden_size)?;
+        check_len("y", y.len(), x.len())?;
+        cache.check(config, dtype, layer, rows)?;
+
+        let (count, head_dim) = (rows.len(), config.head_dim);
+        let normed = room(&mut scratch.normed, x.len());
+        let low_rank = room(&mut scratch.low_rank, count * config.share_q_dim);
+        let low_rank_normed = room(&mut scratch.low_rank_normed, low_rank.len());
+        let query = room(&mut scratch.query, count * config.num_heads * head_dim);
+        let key = room(&mut scratch.key, count * head_dim);
+        let value = room(&mut scratch.value, count * head_dim);
+        let heads = room(&mut scratch.heads, query.len());
+
+        rms_norm(dtype, x, &weights.input_norm, eps, normed);
+        linear(isa, dtype, &weights.query_down, normed, low_rank);
+        linear(isa, dtype, &weights.key, normed, key);
+        linear(isa, dtype, &weights.value, normed, value);
+        rms_norm(dtype, low_rank, &weights.query_norm, eps, low_rank_normed);
+        linear(isa, dtype, &weights.query_up, low_rank_normed, query);
+
+        let per_row = query.chunks_exact_mut(config.num_heads * head_dim).zip(key.chunks_exact_mut(head_dim));
+        for ((row, (query, key)), value) in rows.iter().zip(per_row).zip(value.chunks_exact(head_dim)) {
+            let (cos, sin) = (room(&mut scratch.cos, head_dim / 2), room(&mut scratch.sin, head_dim / 2));
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin.iter_mut()).zip(&*frequencies) {
+                let (s, c) = (row.position as f32 * frequency).sin_cos();
+                (*cos, *sin) = (dtype.round(c), dtype.round(s));
+            }
+            query.chunks_exact_mut(head_dim).for_each(|head| rotate(dtype, head, cos, sin));
+            rotate(dtype, key, cos, sin);
+            cache.store(layer, *row, key, value);
+        }
+
+        let per_row =
+            query.chunks_exact(config.num_heads * head_dim).zip(heads.chunks_exact_mut(config.num_heads * head_dim));
+        for (row, (query, heads)) in rows.iter().zip(per_row) {
+            let scores = room(&mut scratch.scores, config.num_heads * (row.position + 1));
+            cache.attend(isa, Query { layer, row: *row, heads: query }, scores, heads);
+        }
+        dtype.round_all(heads);
+        linear(isa, dtype, &weights.output, heads, normed);
+        for (x, a) in x.iter_mut().zip(&*normed) {
+            *x = dtype.round(*x + a);
+        }
+        rms_norm(dtype, x, &weights.post_norm, eps, y);
+        Ok(())
+    }
+
+    fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError> {
+        let rows = self.whole_rows("y", y.len())?;
+        let Self { config, dtype, isa, layers, scratch, .. } = self;
+        let router = match layers.get(layer) {
+            None => return Err(ModelError::Layer { layer, reason: "does not exist" }),
+            Some(Layer { router: None, .. }) => {
+                return Err(ModelError::Layer { layer, reason: "is dense; it has no router" });
+            }
+            Some(Layer { router: Some(router), .. }) => router,
+        };
+        check_len("ids", ids.len(), rows * config.top_k)?;
+        check_len("weights", weights.len(), rows * config.top_k)?;
+        let scores = room(&mut scratch.scores, rows * config.num_experts);
+        linear(*isa, *dtype, router, y, scores);
+        if let Some(i) = scores.iter().position(|score| !score.is_finite()) {
+            return Err(ModelError::NonFiniteRow { argument: "y", row: i / config.num_experts });
+        }
+        let chosen = ids.chunks_exact_mut(config.top_k).zip(weights.chunks_exact_mut(config.top_k));
+        for (scores, (ids, weights)) in scores.chunks_exact_mut(config.num_experts).zip(chosen) {
+            let sum = exp_sum(scores, 1.0);
+            scores.iter_mut().for_each(|p| *p /= sum);
+            top_k(scores, ids, weights);
+            if config.norm_expert_weight {
+                let sum: f32 = weights.iter().sum();
+                weights.iter_mut().for_each(|weight| *weight /= sum);
+            }
+            dtype.round_all(weights);
+        }
+        Ok(())
+    }
+
+    fn combine(&mut self, x: &mut [f32], partials: &[&[f32]]) -> Result<(), ModelError> {
+        self.whole_rows("x", x.len())?;
+        for partial in partials {
+            check_len("partial", partial.len(), x.len())?;
+        }
+        let Some((first, rest)) = partials.split_first() else { return Ok(()) };
+        for (i, x) in x.iter_mut().enumerate() {
+            let f = rest.iter().fold(first[i], |sum, partial| sum + partial[i]);
+            *x = self.dtype.round(*x + self.dtype.round(f));
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError> {
+        let rows = self.whole_rows("x", x.len())?;
+        check_len("logits", logits.len(), rows * self.config.vocab_size)?;
+        let normed = room(&mut self.scratch.normed, x.len());
+        rms_norm(self.dtype, x, &self.final_norm, self.config.rms_norm_eps, normed);
+        linear(self.isa, self.dtype, &self.head, normed, logits);
+        Ok(())
+    }
+}
+
+/// `out = x * matrix^T`, rounded.
+fn linear(isa: Isa, dtype: Dtype, matrix: &Matrix, x: &[f32], out: &mut [f32]) {
+    matrix.apply(isa, x, out);
+    dtype.round_all(out);
+}
+
+/// The largest probabilities and their indices, largest first, the lower index first among equals. Takes them out of
+/// `probabilities`, all of which are zero or more.
+fn top_k(probabilities: &mut [f32], ids: &mut [u16], weights: &mut [f32]) {
+    for (id, weight) in ids.iter_mut().zip(weights) {
+        let mut best = (0, -1.0);
+        for (expert, p) in probabilities.iter().enumerate() {
+            if *p > best.1 {
+                best = (expert, *p);
+            }
+        }
+        (*id, *weight) = (best.0 as u16, best.1);
+        probabilities[best.0] = -1.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn top_k_takes_the_lower_index_among_equals() {
+        let (mut ids, mut weights) = ([9; 3], [0.0; 3]);
+        top_k(&mut [0.1, 0.3, 0.1, 0.3, 0.2], &mut ids, &mut weights);
+        assert_eq!((ids, weights), ([1, 3, 4], [0.3, 0.3, 0.2]));
+        top_k(&mut [1.0, 0.0, 0.0, 0.0], &mut ids, &mut weights);
+        assert_eq!((ids, weights), ([0, 1, 2], [1.0, 0.0, 0.0]));
+    }
+}

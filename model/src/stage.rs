@@ -1,0 +1,146 @@
+//! The two sides of a layer as traits: what a pipeline drives, and what a CPU or a GPU implements.
+//!
+//! A hidden state is a row of `hidden_size` f32 values; matrices of rows are dense and row-major. A layer is
+//! [`attention`](AttentionStage::attention), [`route`](AttentionStage::route) on a MoE layer,
+//! [`forward`](FfnStage::forward) on every FFN instance, and [`combine`](AttentionStage::combine).
+
+use crate::{Dtype, KvCache, ModelConfig, ModelError, SequenceId, Shard};
+
+/// One token of a batch: which sequence it belongs to and where it stands in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The sequence's place in the cache.
+    pub sequence: SequenceId,
+    /// Position in the sequence, from 0.
+    pub position: usize,
+}
+
+/// The attention side: embedding, attention with its cache, router, residual stream, output head.
+///
+/// A row's results never depend on what else is in the batch. A call that fails has changed neither `x` nor the cache.
+pub trait AttentionStage: Send {
+    /// The model's shape.
+    fn config(&self) -> &ModelConfig;
+
+    /// The type that activations are rounded to and that the cache must have.
+    fn dtype(&self) -> Dtype;
+
+    /// Bytes of the weights that this instance holds.
+    fn weight_bytes(&self) -> usize;
+
+    /// Looks `tokens` up: `x` `[tokens, hidden]` is the residual stream that enters layer 0.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary; `x` of another length.
+    fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError>;
+
+    /// The attention half of `layer` for a batch of rows: adds the attention output to `x` `[rows, hidden]` and writes
+    /// its post-attention norm, which the FFN side takes, to `y` `[rows, hidden]`.
+    ///
+    /// Rows of any sequences may be mixed; the rows of one sequence must be in the order of their positions, without
+    /// gaps, and continue what the cache holds for this layer. A position that the cache holds already is written anew,
+    /// and the later ones of that sequence and layer are forgotten, so that a step can be run again.
+    ///
+    /// # Errors
+    /// A layer, sequence or position that does not exist; a cache of another model; buffers of other lengths.
+    fn attention(
+        &mut self,
+        layer: usize,
+        rows: &[Row],
+        x: &mut [f32],
+        cache: &mut KvCache,
+        y: &mut [f32],
+    ) -> Result<(), ModelError>;
+
+    /// The router of MoE layer `layer`: for each row of `y` `[rows, hidden]` the `top_k` experts in `ids`
+    /// `[rows, top_k]`, most likely first, the lower index first among equals, and their probabilities over all experts
+    /// in `weights` `[rows, top_k]`, divided by their sum only if the model says so.
+    ///
+    /// # Errors
+    /// A dense layer; buffers of other lengths; a row that is not finite.
+    fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError>;
+
+    /// Ends a layer: `x += partials[0] + partials[1] + ...`, the partial results `[rows, hidden]` of the FFN instances
+    /// summed in the order given before they are added to `x`.
+    ///
+    /// # Errors
+    /// A partial result of another length than `x`.
+    fn combine(&mut self, x: &mut [f32], partials: &[&[f32]]) -> Result<(), ModelError>;
+
+    /// Logits `[rows, vocab_size]` of the rows of `x` `[rows, hidden]`, as they leave the last layer.
+    ///
+    /// # Errors
+    /// Buffers of other lengths.
+    fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError>;
+}
+
+/// What one attention instance sends to the FFN side: a segment of its batch.
+#[derive(Debug, Clone, Copy)]
+pub struct FfnInput<'a> {
+    /// Post-attention norms `[rows, hidden]`; zero rows are legal.
+    pub hidden: &'a [f32],
+    /// Experts of each row `[rows, top_k]`; empty for a dense layer.
+    pub experts: &'a [u16],
+    /// Weights of these experts `[rows, top_k]`; empty for a dense layer.
+    pub weights: &'a [f32],
+}
+
+/// The FFN side, or one shard of it: dense layers, routed experts, shared expert.
+///
+/// A row's result never depends on what else is in the batch, nor on how the batch is cut into segments.
+pub trait FfnStage: Send {
+    /// The model's shape.
+    fn config(&self) -> &ModelConfig;
+
+    /// The part of the FFN side that this instance holds.
+    fn shard(&self) -> Shard;
+
+    /// Bytes of the weights that this instance holds.
+    fn weight_bytes(&self) -> usize;
+
+    /// This shard's part of `layer`'s output for all segments, one after the other: `out` `[total rows, hidden]`. The
+    /// layer's output is the sum over all shards.
+    ///
+    /// # Errors
+    /// A layer that does not exist; an expert that does not exist or that a row names twice; a weight that is not
+    /// finite; buffers of other lengths. Nothing is computed then.
+    fn forward(&mut self, layer: usize, segments: &[FfnInput<'_>], out: &mut [f32]) -> Result<(), ModelError>;
+}
+
+/// The most likely token of one row of logits, the lowest id among equals.
+///
+/// # Errors
+/// [`ModelError::NanLogit`] if a logit is NaN; [`ModelError::Length`] if there are none.
+pub fn greedy(logits: &[f32]) -> Result<u32, ModelError> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (token, logit) in logits.iter().enumerate() {
+        if logit.is_nan() {
+            return Err(ModelError::NanLogit { token });
+        }
+        if *logit > best.1 {
+            best = (token, *logit);
+        }
+    }
+    if logits.is_empty() {
+        return Err(ModelError::Length { argument: "logits", found: 0, expected: 1 });
+    }
+    Ok(best.0 as u32)
+}
+
+/// Checks the length of a buffer that a caller handed in.
+pub(crate) fn check_len(argument: &'static str, found: usize, expected: usize) -> Result<(), ModelError> {
+    if found == expected { Ok(()) } else { Err(ModelError::Length { argument, found, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_lowest_id_among_equals_and_refuses_nan() {
+        assert_eq!(greedy(&[1.0, 3.0, 3.0, -1.0]).unwrap(), 1);
+        assert_eq!(greedy(&[f32::NEG_INFINITY; 3]).unwrap(), 0);
+        assert!(greedy(&[0.0, f32::NAN]).unwrap_err().to_string().contains("logit 1 is NaN"));
+        assert!(greedy(&[]).is_err());
+    }
+}

@@ -238,7 +238,7 @@ impl Network {
                 }
             }
             Fault::HoldLane { from, to, lane, time } => {
-                self.hold(Hold { from, to, lane: Some(lane), until: at + time });
+                self.hold(at, Hold { from, to, lane: Some(lane), until: at + time });
             }
             Fault::Partition { a, b, time } => {
                 if time > self.options.silence {
@@ -248,8 +248,8 @@ impl Network {
                         self.schedule(at + silence, Event::Notice(half, gone));
                     }
                 }
-                self.hold(Hold { from: a.clone(), to: b.clone(), lane: None, until: at + time });
-                self.hold(Hold { from: b, to: a, lane: None, until: at + time });
+                self.hold(at, Hold { from: a.clone(), to: b.clone(), lane: None, until: at + time });
+                self.hold(at, Hold { from: b, to: a, lane: None, until: at + time });
             }
         }
     }
@@ -296,11 +296,10 @@ impl Network {
     }
 
     /// Holds up what is under way, in its order, and what will be sent.
-    fn hold(&mut self, hold: Hold) {
-        let now = self.clock.now();
-        self.holds.retain(|hold| hold.until > now);
+    fn hold(&mut self, at: Instant, hold: Hold) {
+        self.holds.retain(|hold| hold.until > at);
         let covered = |key: &EventKey, event: &Event| match event {
-            Event::Arrival { from, to, body } if key.0 < hold.until => {
+            Event::Arrival { from, to, body } if key.0 <= hold.until => {
                 let (from, to) = (self.device(*from), self.device(*to));
                 from.zip(to).is_some_and(|(from, to)| hold.covers(&from, &to, body.lane()))
             }

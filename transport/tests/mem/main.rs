@@ -1,6 +1,8 @@
 //! The in-memory provider passes the conformance suite, with and without mapped peer memory.
 #![allow(clippy::unwrap_used)]
 
+mod faults;
+
 use std::sync::Arc;
 use std::time::Duration;
 use stepmesh_transport::mem::{Fabric, FabricOptions};
@@ -12,16 +14,21 @@ struct Simulated {
     devices: usize,
 }
 
+impl Simulated {
+    fn new(options: FabricOptions) -> Self {
+        Self { fabric: Fabric::new(options), devices: 0 }
+    }
+}
+
 fn simulated(maps_peer_memory: bool) -> Simulated {
-    let options = FabricOptions {
+    Simulated::new(FabricOptions {
         seed: 7,
         lane_skew: Duration::ZERO..Duration::from_micros(20),
         bandwidth: Some(10_000_000_000),
         queue_depth: 32,
         maps_peer_memory,
         ..FabricOptions::default()
-    };
-    Simulated { fabric: Fabric::new(options), devices: 0 }
+    })
 }
 
 impl Fixture for Simulated {

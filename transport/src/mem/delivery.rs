@@ -144,15 +144,14 @@ impl Network {
             Some(half) if half.state == State::Open => half.objection(spec),
             _ => Some("the link is of a dead incarnation, or taken"),
         };
-        match (objection, self.half(to)) {
-            (None, Some(half)) => {
-                half.proven = Some(from);
-                self.connect_if_ready(to);
-            }
-            (objection, _) => {
-                self.send(at, to, from, None, Body::Reject(objection.unwrap_or_default().into()));
-            }
+        if let Some(why) = objection {
+            self.send(at, to, from, None, Body::Reject(why.into()));
+            return;
         }
+        if let Some(half) = self.half(to) {
+            half.proven = Some(from);
+        }
+        self.connect_if_ready(to);
     }
 
     /// Connects a half that has been told whom to connect to and has heard from it, if that one is still there.

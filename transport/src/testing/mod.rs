@@ -122,6 +122,7 @@ macro_rules! conformance_suite {
             refuses_a_read_beyond_the_region
             refuses_a_write_to_a_read_only_grant
             refuses_the_key_of_another_link
+            nothing_reaches_memory_after_the_end
             grants_no_more_than_was_allocated
             ends_one_link_and_leaves_the_others
             closes_after_what_was_sent_has_arrived

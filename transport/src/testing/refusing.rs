@@ -3,6 +3,7 @@
 use super::Fixture;
 use super::world::{A, B, Granted, World, pattern, write};
 use crate::{Access, Disconnect, Op, Remote, RemoteRegion, Target, WorkError};
+use std::time::Duration;
 
 const LEN: usize = 4096;
 
@@ -101,6 +102,28 @@ pub fn refuses_the_key_of_another_link(fixture: &mut dyn Fixture) {
     assert_refused(&mut world, link, &[&target]);
     world.perform(A, other, write(&source, 0..64, &target.remote, 0));
     world.assert_alive(other);
+}
+
+/// When an end has seen the link end, its memory is its own: work of other lanes that was under way moves no byte.
+pub fn nothing_reaches_memory_after_the_end(fixture: &mut dyn Fixture) {
+    let (mut world, link) = World::connected(fixture, 2);
+    let len = 1 << 20;
+    let target = world.grant(link, B, len, Access::PeerWrite);
+    let source = world.ends[A].source(1, len);
+    let forged = RemoteRegion { key: !target.remote.key, ..target.remote.clone() };
+    for part in 0..8 {
+        let range = part * len / 8..(part + 1) * len / 8;
+        let offset = range.start as u64;
+        world.post(A, link, 1, write(&source, range, &target.remote, offset), None);
+        if part == 3 {
+            world.post(A, link, 0, write(&source, 0..64, &forged, 0), None);
+        }
+    }
+    world.until("the granter sees the end", |ends| ends[B].ended(link.0[B]).is_some());
+    let then = target.bytes(0..len);
+    world.both_ended(link);
+    world.linger(Duration::from_millis(20));
+    assert!(target.bytes(0..len) == then, "a write came after the end");
 }
 
 /// A region is granted up to the access that it was allocated with.

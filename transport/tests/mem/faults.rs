@@ -169,6 +169,34 @@ fn a_short_partition_delays_and_a_long_one_ends_links() {
 }
 
 #[test]
+fn what_a_partition_held_up_is_lost_when_the_link_has_ended() {
+    let (mut stage, fabric) = stage(FabricOptions::default());
+    let (mut world, link) = World::connected(&mut stage, 1);
+    let target = world.grant(link, B, 100, Access::PeerWrite);
+    let source = world.ends[A].source(1, 100);
+    fabric.partition(NAMES[A], NAMES[B], 1500 * MILLISECOND);
+    world.post(A, link, 0, write_immediate(&source, 0..100, &target.remote, 0, 1), None);
+    fabric.advance(2000 * MILLISECOND);
+    assert_both_lose_their_peer(&mut world, link);
+    assert_eq!(target.bytes(0..100), [0; 100]);
+    assert!(world.ends[B].immediates(link.0[B]).is_empty());
+}
+
+#[test]
+fn a_close_arrives_after_what_was_under_way() {
+    let (mut stage, fabric) = stage(FabricOptions::default());
+    let (mut world, link) = World::connected(&mut stage, 2);
+    fabric.hold_lane(NAMES[A], NAMES[B], 1, 10 * MILLISECOND);
+    for lane in [1, 0] {
+        world.post(A, link, lane, notify(1), None);
+    }
+    world.ends[A].endpoint.close(link.0[A]);
+    world.until("the peer sees the end", |ends| ends[B].ended(link.0[B]).is_some());
+    assert_eq!(world.ends[B].immediates(link.0[B]), [(0, 1), (1, 1)]);
+    assert_eq!(world.ends[B].ended(link.0[B]), Some(&Disconnect::Closed));
+}
+
+#[test]
 fn a_killed_device_does_nothing_until_it_is_restarted() {
     let (mut stage, fabric) = stage(FabricOptions::default());
     let (mut world, link) = World::connected(&mut stage, 1);

@@ -6,8 +6,8 @@ mod faults;
 use std::sync::Arc;
 use std::time::Duration;
 use stepmesh_transport::mem::{Fabric, FabricOptions};
-use stepmesh_transport::testing::{DoomedPeer, Fixture};
-use stepmesh_transport::{Access, Clock, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec};
+use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
+use stepmesh_transport::{Access, Clock, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Side};
 
 struct Simulated {
     fabric: Fabric,
@@ -87,6 +87,23 @@ impl DoomedPeer for Doomed {
     fn kill(&mut self) {
         self.fabric.kill("doomed");
     }
+}
+
+/// The process that `a_child_answers_until_it_is_killed` starts; alone it does nothing.
+#[test]
+fn child() {
+    testing::child::serve(|| Fabric::default().device("child"));
+}
+
+#[test]
+fn a_child_answers_until_it_is_killed() {
+    let fabric = Fabric::default();
+    let mut endpoint = fabric.device("parent").endpoint().unwrap();
+    let (_, ours) = endpoint.open(testing::spec(1, Side::Active)).unwrap();
+    let mut child = testing::child::spawn("child");
+    let theirs = child.connect(testing::spec(1, Side::Passive), &ours);
+    assert_eq!(theirs.len(), ours.len());
+    child.kill();
 }
 
 mod copying {

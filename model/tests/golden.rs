@@ -1,5 +1,7 @@
 //! The whole model gives what the reference implementation gives.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Golden, Model, difference};
@@ -44,4 +46,24 @@ fn three_ffn_instances_and_prompts_token_by_token() {
 #[test]
 fn more_ffn_instances_than_experts() {
     assert_f32_matches(11, 16);
+}
+
+#[test]
+fn bf16_stays_within_the_noise_of_the_reference_when_both_see_the_same_tokens() {
+    let golden = Golden::read("golden_bf16");
+    for shards in [1, 3] {
+        let mut model = Model::new(Dtype::Bf16, shards);
+        let vocab = model.config().vocab_size;
+        for (number, prompt) in golden.prompts.iter().enumerate() {
+            let expected = golden.tensor(&format!("logits.{number}"));
+            let sequence = model.cache.reserve(prompt.tokens.len() + prompt.greedy.len()).unwrap();
+            let mut all = model.feed(sequence, 0, &prompt.tokens, 16);
+            for (i, token) in prompt.greedy[..31].iter().enumerate() {
+                all.extend(model.feed(sequence, prompt.tokens.len() + i, &[*token], 1));
+            }
+            assert_eq!(all.len(), 32 * vocab);
+            let (largest, mean) = difference(&all, &expected);
+            assert!(largest <= 0.09 && mean <= 0.015, "prompt {number}: largest {largest}, mean {mean}");
+        }
+    }
 }

@@ -14,8 +14,8 @@ pub(crate) struct Query<'a> {
 }
 
 impl KvCache {
-    /// Attention of `query` over positions `0..=row.position`, all in f32, into `out` `[heads, head_dim]`. `scores` is
-    /// scratch of at least `[heads, row.position + 1]`.
+    /// Attention of `query` over positions `0..=row.position` into `out` `[heads, head_dim]`, not rounded.
+    /// `scores` is scratch of at least `[heads, row.position + 1]`.
     ///
     /// Scores, their sum and the weighted values run in the order of positions, so that pages leave no trace.
     pub(crate) fn attend(&self, isa: Isa, query: Query<'_>, scores: &mut [f32], out: &mut [f32]) {
@@ -43,7 +43,8 @@ impl KvCache {
         let scale = 1.0 / (d as f32).sqrt();
         for scores in scores.chunks_exact_mut(tokens).take(query.heads.len() / d) {
             let sum = exp_sum(scores, scale);
-            scores.iter_mut().for_each(|p| *p /= sum);
+            // As flash-attention kernels do: what multiplies the values is rounded, the sum that divides it is not.
+            scores.iter_mut().for_each(|p| *p = self.dtype.round(*p) / sum);
         }
         out.fill(0.0);
         for (first, _, values) in pages() {

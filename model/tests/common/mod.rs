@@ -1,5 +1,5 @@
 //! The tiny model in one process: an attention side, some FFN shards, and the golden results of the reference.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its part")]
 
 use std::path::PathBuf;
 

@@ -1,0 +1,157 @@
+//! Posting a chain: it is checked as a whole, then each work is done at once, by copying.
+
+use super::MAX_INLINE;
+use super::connection::Connection;
+use super::copy::copy;
+use super::ring::{CAPACITY, Nonsense};
+use crate::{Access, Completion, LinkId, Op, PostError, Remote, Source, Target, Work, WorkError};
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+
+/// What a chain came to.
+pub(super) enum Posted {
+    /// All of it is done.
+    Done,
+    /// The peer had not granted what one work asked for.
+    Refused,
+}
+
+/// Why a chain was not posted.
+pub(super) enum Unposted {
+    /// To be told to the caller.
+    Error(PostError),
+    /// The peer scribbled over the ring.
+    Nonsense,
+}
+
+impl From<Nonsense> for Unposted {
+    fn from(_: Nonsense) -> Self {
+        Self::Nonsense
+    }
+}
+
+impl Connection {
+    /// Does a chain, and reports what was signalled or refused.
+    pub(super) fn post(
+        &mut self,
+        link: LinkId,
+        lane: u8,
+        chain: &[Work<'_>],
+        ready: &mut VecDeque<Completion>,
+    ) -> Result<Posted, Unposted> {
+        let (immediates, signals) = count(chain).map_err(Unposted::Error)?;
+        let index = usize::from(lane);
+        let Some(producer) = self.producers.get_mut(index) else {
+            return Err(Unposted::Error(PostError::Invalid(format!(
+                "lane {lane} of a link with {} lanes",
+                self.producers.len()
+            ))));
+        };
+        if self.unreported[index] + signals > CAPACITY || !producer.has_room(immediates)? {
+            self.blocked = true;
+            return Err(Unposted::Error(PostError::WouldBlock));
+        }
+        let mut refused = false;
+        for work in chain {
+            let result = match refused {
+                true => Err(WorkError::Flushed),
+                false => self.perform(index, &work.op),
+            };
+            refused |= result.is_err();
+            // What is flushed behind a refused work is told only if it was signalled.
+            let tell = work.signal.is_some() || result == Err(WorkError::RemoteAccess);
+            if tell {
+                self.unreported[index] += 1;
+                ready.push_back(Completion::Sent { link, lane, token: work.signal.unwrap_or(u64::MAX), result });
+            }
+        }
+        if immediates > 0 {
+            self.bell.ring();
+        }
+        Ok(if refused { Posted::Refused } else { Posted::Done })
+    }
+
+    fn perform(&mut self, lane: usize, op: &Op<'_>) -> Result<(), WorkError> {
+        match op {
+            Op::Write { source, remote } => self.write(source, Some(remote)),
+            Op::WriteImmediate { source, remote, immediate } => {
+                self.write(source, remote.as_ref())?;
+                self.producers[lane].push(*immediate);
+                Ok(())
+            }
+            Op::Read { remote, target } => {
+                let Target { region, offset, len } = target;
+                let from = self.resolve(remote, *len, Access::PeerRead)?;
+                // SAFETY: `from` is `len` readable bytes by `resolve`; the target's range was checked by `count`.
+                unsafe { copy(from.as_ptr(), region.base().add(*offset).as_ptr(), *len) };
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&self, source: &Source<'_>, remote: Option<&Remote<'_>>) -> Result<(), WorkError> {
+        let Some(remote) = remote.filter(|_| !source.is_empty()) else { return Ok(()) };
+        let to = self.resolve(remote, source.len(), Access::PeerWrite)?;
+        let from = match source {
+            Source::Inline(bytes) => bytes.as_ptr(),
+            // SAFETY: the range was checked by `count`.
+            Source::Region(region, offset, _) => unsafe { region.base().add(*offset).as_ptr() },
+        };
+        // SAFETY: `from` is valid for the source's length; `to` is as many writable bytes by `resolve`.
+        unsafe { copy(from, to.as_ptr(), source.len()) };
+        Ok(())
+    }
+
+    /// Where a place in a peer's region is mapped, if the peer has granted `access` to `len` bytes there: by what came
+    /// over the link, whatever the caller's value says.
+    fn resolve(&self, remote: &Remote<'_>, len: usize, access: Access) -> Result<NonNull<u8>, WorkError> {
+        let import = self.imported(remote.region.key).filter(|import| import.access >= access);
+        let import = import.ok_or(WorkError::RemoteAccess)?;
+        let start = usize::try_from(remote.offset).map_err(|_| WorkError::RemoteAccess)?;
+        let end = start.checked_add(len).ok_or(WorkError::RemoteAccess)?;
+        import.region.at(start..end).map_err(|_| WorkError::RemoteAccess)
+    }
+}
+
+/// The immediates and the signals of a chain, whose local side is found to be sound.
+fn count(chain: &[Work<'_>]) -> Result<(usize, usize), PostError> {
+    let invalid = |what: String| Err(PostError::Invalid(what));
+    let (mut immediates, mut signals) = (0, 0);
+    for Work { op, signal } in chain {
+        match op {
+            Op::Write { source, .. } => sound(source)?,
+            Op::WriteImmediate { source, remote, .. } => {
+                sound(source)?;
+                if remote.is_none() && !source.is_empty() {
+                    return invalid(format!("{} bytes to write, and no place to write them to", source.len()));
+                }
+                immediates += 1;
+            }
+            Op::Read { target: Target { region, offset, len }, .. } => {
+                if offset.checked_add(*len).is_none_or(|end| end > region.len()) {
+                    return invalid(format!("{len} bytes at {offset} of a region of {} bytes", region.len()));
+                }
+                if !region.writable() {
+                    return invalid("the target of a read is mapped read-only here".into());
+                }
+            }
+        }
+        signals += usize::from(signal.is_some());
+    }
+    if chain.len() > CAPACITY {
+        return invalid(format!("a chain of {} works; a lane holds {CAPACITY}", chain.len()));
+    }
+    Ok((immediates, signals))
+}
+
+fn sound(source: &Source<'_>) -> Result<(), PostError> {
+    match source {
+        Source::Inline(bytes) if bytes.len() > MAX_INLINE => {
+            Err(PostError::Invalid(format!("{} bytes inline; at most {MAX_INLINE}", bytes.len())))
+        }
+        Source::Region(region, offset, len) if offset.checked_add(*len).is_none_or(|end| end > region.len()) => {
+            Err(PostError::Invalid(format!("{len} bytes at {offset} of a region of {} bytes", region.len())))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,214 @@
+//! Polling and waiting: the rings at every look, the sockets only now and then.
+
+use super::dial::Progress;
+use super::endpoint::ShmEndpoint;
+use super::link::{Link, State};
+use super::watch::Source;
+use crate::{Completion, Disconnect, LinkId, Side, TransportError};
+use rustix::time::{ClockId, clock_gettime};
+use std::time::{Duration, Instant};
+
+/// Completions of one poll.
+const AT_ONCE: usize = 256;
+/// How long the sockets may go unheard while polling: the time in which a death is noticed.
+const SOCKETS_MS: u64 = 10;
+/// As many polls, while a hello is under way.
+const HELLO_POLLS: u32 = 8;
+/// How long a wait sleeps before it looks at the sockets.
+const SLICE: Duration = Duration::from_millis(25);
+/// The same while something is expected that rings no bell: a step of a hello, or room in a full lane.
+const SHORT_SLICE: Duration = Duration::from_millis(1);
+
+/// When the sockets are looked at next.
+#[derive(Default)]
+pub(super) struct Schedule {
+    due: bool,
+    /// A hello is under way.
+    hello: bool,
+    polls: u32,
+    heard_ms: u64,
+}
+
+impl Schedule {
+    /// A hello has begun.
+    pub(super) fn hurry(&mut self) {
+        (self.due, self.hello) = (true, true);
+    }
+
+    fn is_due(&mut self) -> bool {
+        self.polls = self.polls.wrapping_add(1);
+        self.due
+            || self.hello && self.polls.is_multiple_of(HELLO_POLLS)
+            || coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS
+    }
+}
+
+/// A few milliseconds' resolution, for a few nanoseconds.
+fn coarse_ms() -> u64 {
+    let time = clock_gettime(ClockId::MonotonicCoarse);
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}
+
+impl ShmEndpoint {
+    /// [`crate::Endpoint::poll`].
+    pub(super) fn make_progress(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
+        let before = completions.len();
+        if self.schedule.is_due() {
+            self.hear_sockets()?;
+        }
+        let mut budget = AT_ONCE;
+        self.report(&mut budget, completions);
+        if self.ready.is_empty() {
+            self.collect(&mut budget, completions);
+            self.report(&mut budget, completions);
+        }
+        Ok(completions.len() - before)
+    }
+
+    fn report(&mut self, budget: &mut usize, completions: &mut Vec<Completion>) {
+        while *budget > 0
+            && let Some(completion) = self.ready.pop_front()
+        {
+            if let Completion::Sent { link, lane, .. } = completion
+                && let Some(connection) = self.link(link).and_then(Link::connection)
+            {
+                connection.unreported[usize::from(lane)] -= 1;
+            }
+            completions.push(completion);
+            *budget -= 1;
+        }
+    }
+
+    /// Takes what has arrived in the rings, from each link in turn.
+    fn collect(&mut self, budget: &mut usize, completions: &mut Vec<Completion>) {
+        let count = self.links.len();
+        for turn in 0..count {
+            let index = (self.first + turn) % count;
+            let Link { id, state: State::Connected(connection), .. } = &mut self.links[index] else { continue };
+            match connection.collect(*id, budget, completions) {
+                Ok(None) => {}
+                Ok(Some(reason)) => self.fail(index, reason),
+                Err(_) => self.fail(index, Disconnect::Protocol("the peer wrote nonsense into a ring".into())),
+            }
+        }
+        self.first = self.first.wrapping_add(1);
+    }
+
+    fn hear_sockets(&mut self) -> Result<(), TransportError> {
+        if self.deaf
+            && let Some(listener) = &self.listener
+        {
+            self.watch.rename(listener, Source::Listener)?;
+            self.deaf = false;
+        }
+        for source in self.watch.ready()? {
+            match source {
+                Source::Listener => self.accept()?,
+                Source::Candidate(number) => self.hear(number)?,
+                Source::Link(id) => self.hear_link(id),
+            }
+        }
+        if self.schedule.hello {
+            self.press_on()?;
+        }
+        let connecting = self.links.iter().any(|link| link.deadline().is_some());
+        self.schedule.hello = connecting || !self.candidates.is_empty();
+        self.schedule.due = false;
+        self.schedule.heard_ms = coarse_ms();
+        Ok(())
+    }
+
+    fn hear_link(&mut self, id: LinkId) {
+        let Some(index) = self.position(id) else { return };
+        let link = &mut self.links[index];
+        match &mut link.state {
+            State::Connected(connection) => connection.listen(),
+            // Proven, not yet welcomed, and yet it speaks: it has hung up, most likely.
+            State::Opened(arrived) => *arrived = None,
+            State::Dialling(dial) => match dial.advance(&link.spec, &self.bell) {
+                Progress::Waiting => {}
+                Progress::Connected(connection) => {
+                    link.state = State::Connected(connection);
+                    self.ready.push_back(Completion::Connected { link: id });
+                }
+                Progress::Failed(reason) => self.fail(index, reason),
+            },
+            State::Awaiting(_) | State::Ended => {}
+        }
+    }
+
+    /// Dials those that wait to be dialled, and gives up what has taken too long.
+    fn press_on(&mut self) -> Result<(), TransportError> {
+        let now = Instant::now();
+        self.expire_candidates(now);
+        for index in 0..self.links.len() {
+            let link = &mut self.links[index];
+            let Some(deadline) = link.deadline() else { continue };
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                let reason = match (link.refusal, link.spec.side) {
+                    (Some(why), _) => Disconnect::Rejected(why.into()),
+                    (None, Side::Active) => Disconnect::NotConnected("the peer did not answer in time".into()),
+                    (None, Side::Passive) => Disconnect::NotConnected("the peer did not dial in time".into()),
+                };
+                self.fail(index, reason);
+                continue;
+            }
+            let State::Dialling(dial) = &mut link.state else { continue };
+            match dial.dial(&link.spec) {
+                Ok(None) => {}
+                Ok(Some(socket)) => self.watch.add(socket, Source::Link(link.id))?,
+                Err(reason) => self.fail(index, reason),
+            }
+        }
+        Ok(())
+    }
+
+    /// [`crate::Endpoint::wait`].
+    pub(super) fn sleep(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        if self.bell.take_wake() || self.has_work() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        while start.elapsed() < self.options.spin.min(timeout) {
+            if self.bell.take_wake() || self.has_work() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        let blocked = self.take_blocked();
+        let slice = if self.schedule.hello || blocked { SHORT_SLICE } else { SLICE };
+        loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(());
+            }
+            if self.bell.sleep(slice.min(left), || self.bell.take_wake() || self.has_work()) || self.has_work() {
+                return Ok(());
+            }
+            // A step of a hello, a hang-up, a time-out to see to: the next poll does it.
+            if self.schedule.hello || !self.watch.ready()?.is_empty() {
+                self.schedule.due = true;
+                return Ok(());
+            }
+            if blocked {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether a poll would find something.
+    fn has_work(&self) -> bool {
+        self.schedule.due
+            || !self.ready.is_empty()
+            || self.links.iter().any(|link| match &link.state {
+                State::Connected(connection) => connection.is_ready(),
+                _ => false,
+            })
+    }
+
+    /// Whether a lane was found full since the last wait.
+    fn take_blocked(&mut self) -> bool {
+        let connections = self.links.iter_mut().filter_map(Link::connection);
+        connections.fold(false, |blocked, connection| std::mem::take(&mut connection.blocked) | blocked)
+    }
+}

@@ -4,8 +4,8 @@ use super::Simulated;
 use proptest::prelude::*;
 use std::time::Duration;
 use stepmesh_transport::mem::{Fabric, FabricOptions, Fault, FaultPlan};
-use stepmesh_transport::testing::{A, B, End, Link, World, notify, pattern, work, write, write_immediate};
-use stepmesh_transport::{Access, Completion, Disconnect, PostError, Work, WorkError};
+use stepmesh_transport::testing::{A, B, End, Link, World, notify, pattern, spec, work, write, write_immediate};
+use stepmesh_transport::{Access, Completion, Disconnect, LinkSpec, PostError, Side, Work, WorkError};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -220,6 +220,22 @@ fn a_script_happens_at_its_times() {
     world.until("the death is seen", |ends| ends[A].ended(link.0[A]).is_some());
     let took = fabric.clock().now() - start;
     assert!(took >= 31 * MILLISECOND && took < 81 * MILLISECOND, "{took:?}");
+}
+
+#[test]
+fn a_half_that_dialled_and_closed_connects_nobody() {
+    let (mut stage, _) = stage(FabricOptions::default());
+    let mut world = World::new(&mut stage);
+    let active = spec(1, Side::Active);
+    let (a, of_a) = world.ends[A].endpoint.open(active).unwrap();
+    let (b, of_b) = world.ends[B].endpoint.open(LinkSpec { side: Side::Passive, ..active }).unwrap();
+    world.ends[B].endpoint.connect(b, &of_a, 100 * MILLISECOND).unwrap();
+    world.linger(MILLISECOND);
+    world.ends[B].endpoint.close(b);
+    world.ends[A].endpoint.connect(a, &of_b, 100 * MILLISECOND).unwrap();
+    world.until("the other half gives up", |ends| ends[A].ended(a).is_some());
+    assert!(matches!(world.ends[A].ended(a), Some(Disconnect::Rejected(_))), "{:?}", world.ends[A].seen);
+    assert_eq!(world.ends[A].connected(a), 0);
 }
 
 prop_compose! {

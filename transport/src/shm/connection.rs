@@ -139,6 +139,15 @@ impl Connection {
         }
     }
 
+    /// Ends the link after an access that the peer has not granted.
+    pub(super) fn refuse(&mut self) {
+        self.rings.leave(Farewell::AccessRefused);
+        self.socket = None;
+        let reason = Disconnect::AccessRefused("this side asked for an access that the peer has not granted".into());
+        self.ending = Some(Ending { reason, left: 0 });
+        self.bell.ring();
+    }
+
     /// Leaves: the peer reads the rings to their end, and then why.
     pub(super) fn leave(mut self: Box<Self>, farewell: Farewell) {
         self.rings.leave(farewell);

@@ -8,14 +8,6 @@ use crate::{Access, Completion, LinkId, Op, PostError, Remote, Source, Target, W
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 
-/// What a chain came to.
-pub(super) enum Posted {
-    /// All of it is done.
-    Done,
-    /// The peer had not granted what one work asked for.
-    Refused,
-}
-
 /// Why a chain was not posted.
 pub(super) enum Unposted {
     /// To be told to the caller.
@@ -31,14 +23,15 @@ impl From<Nonsense> for Unposted {
 }
 
 impl Connection {
-    /// Does a chain, and reports what was signalled or refused.
+    /// Does a chain, and reports what was signalled or refused. Behind a refused work, and until the caller has seen
+    /// the end of the link, everything is flushed.
     pub(super) fn post(
         &mut self,
         link: LinkId,
         lane: u8,
         chain: &[Work<'_>],
         ready: &mut VecDeque<Completion>,
-    ) -> Result<Posted, Unposted> {
+    ) -> Result<(), Unposted> {
         let (immediates, signals) = count(chain).map_err(Unposted::Error)?;
         let index = usize::from(lane);
         let Some(producer) = self.producers.get_mut(index) else {
@@ -51,16 +44,13 @@ impl Connection {
             self.blocked = true;
             return Err(Unposted::Error(PostError::WouldBlock));
         }
-        let mut refused = false;
         for work in chain {
-            let result = match refused {
-                true => Err(WorkError::Flushed),
-                false => self.perform(index, &work.op),
-            };
-            refused |= result.is_err();
-            // What is flushed behind a refused work is told only if it was signalled.
-            let tell = work.signal.is_some() || result == Err(WorkError::RemoteAccess);
-            if tell {
+            let result = if self.is_open() { self.perform(index, &work.op) } else { Err(WorkError::Flushed) };
+            if result == Err(WorkError::RemoteAccess) {
+                self.refuse();
+            }
+            // What is flushed is told only if it was signalled.
+            if work.signal.is_some() || result == Err(WorkError::RemoteAccess) {
                 self.unreported[index] += 1;
                 ready.push_back(Completion::Sent { link, lane, token: work.signal.unwrap_or(u64::MAX), result });
             }
@@ -68,7 +58,7 @@ impl Connection {
         if immediates > 0 {
             self.bell.ring();
         }
-        Ok(if refused { Posted::Refused } else { Posted::Done })
+        Ok(())
     }
 
     fn perform(&mut self, lane: usize, op: &Op<'_>) -> Result<(), WorkError> {

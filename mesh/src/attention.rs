@@ -173,6 +173,11 @@ impl AttentionMesh {
         self.member.complete
     }
 
+    /// Every FFN instance is linked: transfers are possible now.
+    pub fn is_linked(&self) -> bool {
+        self.check_linked().is_ok()
+    }
+
     /// Wakes [`AttentionMesh::sleep`] and [`AttentionMesh::wait`] from another thread.
     pub fn waker(&self) -> Waker {
         self.member.waker()

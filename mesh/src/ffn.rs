@@ -166,6 +166,11 @@ impl FfnMesh {
         self.member.rank
     }
 
+    /// FFN instances of the deployment, once admitted: how many shards there are.
+    pub fn ffn(&self) -> usize {
+        self.member.siblings
+    }
+
     /// Attention instances of the deployment, once admitted.
     pub fn attention(&self) -> usize {
         self.member.peers
@@ -300,7 +305,7 @@ impl FfnMesh {
         })
     }
 
-    /// The next batch, or none at the deadline.
+    /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at.
     pub fn next_batch(&mut self, policy: Policy, timeout: Duration) -> Result<Option<Batch>, MeshError> {
         let deadline = self.member.clock.now() + timeout;
         loop {
@@ -308,7 +313,7 @@ impl FfnMesh {
             if let Some(batch) = self.try_next_batch(policy) {
                 return Ok(Some(batch));
             }
-            if self.member.clock.now() >= deadline {
+            if self.member.clock.now() >= deadline || !self.member.events.is_empty() {
                 return Ok(None);
             }
             let until = self.arrivals.next_release(policy).map_or(deadline, |release| release.min(deadline));

@@ -2,15 +2,13 @@
 
 use crate::counter::ImmediateCounter;
 use crate::layout::{Direction, SlotLayout};
-use crate::{MeshError, Peer};
+use crate::{MemberOptions, MeshError, Peer};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 use stepmesh_proto::{HEADER_MAX_BYTES, Header, Immediate};
 use stepmesh_transport::{Descriptor, Endpoint, LinkId, Op, PostError, Region, Remote, RemoteRegion, Source, Work};
 
-/// Payloads below this go over one lane: striping costs more than it brings.
-const STRIPE_BYTES: usize = 64 * 1024;
 /// A lane's stripe touches every part at most once; then comes the closing write.
 const CHAIN: usize = stepmesh_proto::MAX_PARTS + 1;
 
@@ -46,6 +44,8 @@ pub(crate) struct Link {
     pub(crate) incarnation: u32,
     pub(crate) id: LinkId,
     pub(crate) lanes: u8,
+    /// Payloads below this many bytes go over one lane.
+    pub(crate) stripe_bytes: usize,
     pub(crate) stage: Stage,
     /// When the link has to be up.
     pub(crate) deadline: Instant,
@@ -67,13 +67,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, incarnation: u32, id: LinkId, lanes: u8, slots: u16, deadline: Instant) -> Self {
+    pub(crate) fn new(peer: Peer, incarnation: u32, id: LinkId, options: &MemberOptions, deadline: Instant) -> Self {
+        let slots = usize::from(options.layout.microbatches());
         let outgoing = Outgoing { sequence: 0, header: [0; HEADER_MAX_BYTES], header_bytes: 0, lanes: 0, posted: 0 };
         Self {
             peer,
             incarnation,
             id,
-            lanes,
+            lanes: options.lanes,
+            stripe_bytes: options.stripe_bytes,
             stage: Stage::Connecting,
             deadline,
             in_use: Arc::new(InUse),
@@ -83,9 +85,9 @@ impl Link {
             peer_outbox: None,
             outbox: None,
             early: Vec::new(),
-            counters: vec![ImmediateCounter::default(); usize::from(slots)],
-            outgoing: vec![outgoing; usize::from(slots)],
-            backlog: VecDeque::with_capacity(usize::from(slots)),
+            counters: vec![ImmediateCounter::default(); slots],
+            outgoing: vec![outgoing; slots],
+            backlog: VecDeque::with_capacity(slots),
         }
     }
 
@@ -119,7 +121,7 @@ impl Link {
         header.sequence = outgoing.sequence;
         outgoing.header_bytes = header.encode(&mut outgoing.header);
         let payload = if self.outbox.is_some() { payload_bytes(&header) } else { 0 };
-        outgoing.lanes = if payload >= STRIPE_BYTES { self.lanes } else { 1 };
+        outgoing.lanes = if payload > 0 && payload >= self.stripe_bytes { self.lanes } else { 1 };
         outgoing.posted = 0;
         self.backlog.push_back(slot);
         self.flush(endpoint, layout, direction)

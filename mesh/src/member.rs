@@ -33,6 +33,8 @@ pub struct MemberOptions {
     pub rank: Option<u32>,
     /// Lanes of each link, 1 to 8.
     pub lanes: u8,
+    /// Payloads below this many bytes go over one lane: striping costs more than it brings.
+    pub stripe_bytes: usize,
     /// Most bytes of registered memory that the slots may take.
     pub memory_limit_bytes: usize,
     /// How long a link may take from its opening until it is up.
@@ -50,6 +52,7 @@ impl MemberOptions {
             name: String::new(),
             rank: None,
             lanes: 1,
+            stripe_bytes: 64 * 1024,
             memory_limit_bytes: 4 << 30,
             connect_timeout: Duration::from_secs(10),
             drain: Duration::from_millis(100),
@@ -90,6 +93,8 @@ pub(crate) struct Member {
     control: Box<dyn Control>,
     pub(crate) rank: Option<u32>,
     pub(crate) peers: usize,
+    /// Members of this side.
+    pub(crate) siblings: usize,
     pub(crate) complete: bool,
     epoch: u64,
     pub(crate) links: Vec<Option<Link>>,
@@ -148,6 +153,7 @@ impl Member {
             control,
             rank: None,
             peers: 0,
+            siblings: 0,
             complete: false,
             epoch: 0,
             links: Vec::new(),
@@ -311,6 +317,7 @@ impl Member {
             self.space = Some(AddressSpace::reserve(self.stride_bytes()?.saturating_mul(peers))?);
         }
         self.peers = peers;
+        self.siblings = if attention_side { welcome.attention } else { welcome.ffn } as usize;
         self.links = (0..peers).map(|_| None).collect();
         self.rank = Some(welcome.rank);
         self.epoch = welcome.epoch;
@@ -341,8 +348,7 @@ impl Member {
         match self.endpoint.open(spec) {
             Ok((id, descriptor)) => {
                 let deadline = self.clock.now() + self.options.connect_timeout;
-                let slots = self.options.layout.microbatches();
-                let link = Link::new(peer, open.incarnation, id, self.options.lanes, slots, deadline);
+                let link = Link::new(peer, open.incarnation, id, &self.options, deadline);
                 self.links[rank] = Some(link);
                 self.by_id.push((id, rank));
                 let incarnation = open.incarnation;

@@ -1,0 +1,552 @@
+//! The attention daemon's loop: `M` microbatches in turn through attention, the wire, and the FFN instances.
+
+use crate::figures::Figures;
+use crate::layout::{EXPERT_IDS, EXPERT_WEIGHTS, HIDDEN, StageTag, header_dtype, wire_dtype};
+use crate::options::Notice;
+use crate::sequence::{Outbox, Sequence, check, deal};
+use crate::{DaemonError, Step};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use stepmesh_mesh::{AttentionMesh, MeshError, MeshEvent, Request, Role, Ticket, TicketFailure, TicketStatus};
+use stepmesh_model::{AttentionStage, KvCache, ModelError, Row, WireDtype, greedy};
+use stepmesh_proto::control::{self, GenerateRequest, failed::Kind, from_member, sequence_event::Body, to_member};
+use stepmesh_proto::{Dtype as WireElement, Part};
+
+/// An attention instance at work.
+pub struct AttentionExecutor {
+    mesh: AttentionMesh,
+    stage: Box<dyn AttentionStage>,
+    cache: KvCache,
+    kv_tokens: usize,
+    wire: WireDtype,
+    max_rows: usize,
+    microbatches: Vec<Microbatch>,
+    queue: VecDeque<(u64, GenerateRequest)>,
+    queue_limit: usize,
+    turn: usize,
+    partials: Vec<Vec<f32>>,
+    logits: Vec<f32>,
+    dealt: Vec<usize>,
+    figures: Figures,
+    outbox: Outbox,
+    unlinked_since: Option<Instant>,
+    patience: Duration,
+    draining: bool,
+}
+
+/// Where a microbatch stands in its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No step; the FFN instances do not wait for this microbatch.
+    Idle,
+    /// The attention half of the layer is to be computed.
+    Compute { layer: usize },
+    /// Computed; the request is to be sent, again if it was lost on the way.
+    Push { layer: usize },
+    /// The FFN instances have it.
+    Wait { layer: usize, ticket: Ticket },
+}
+
+struct Microbatch {
+    phase: Phase,
+    sequences: Vec<Sequence>,
+    joining: Vec<Sequence>,
+    step: u64,
+    rows: Vec<Row>,
+    /// Rows of each sequence in this step.
+    counts: Vec<usize>,
+    /// Residual stream `[rows, hidden]`.
+    x: Vec<f32>,
+    /// What the FFN instances get `[rows, hidden]`.
+    y: Vec<f32>,
+    /// `[rows, top_k]`.
+    experts: Vec<u16>,
+    /// `[rows, top_k]`.
+    weights: Vec<f32>,
+}
+
+impl Microbatch {
+    fn new() -> Self {
+        Self {
+            phase: Phase::Idle,
+            sequences: Vec::new(),
+            joining: Vec::new(),
+            step: 0,
+            rows: Vec::new(),
+            counts: Vec::new(),
+            x: Vec::new(),
+            y: Vec::new(),
+            experts: Vec::new(),
+            weights: Vec::new(),
+        }
+    }
+
+    fn load(&self) -> usize {
+        self.sequences.len() + self.joining.len()
+    }
+}
+
+impl AttentionExecutor {
+    /// Joins a mesh, an attention stage and a KV cache of `kv_tokens` tokens.
+    pub fn new(
+        mesh: AttentionMesh,
+        stage: Box<dyn AttentionStage>,
+        kv_tokens: usize,
+        microbatches: u16,
+        max_rows: u32,
+        queue: usize,
+    ) -> Result<Self, DaemonError> {
+        let cache = KvCache::new(stage.config(), stage.dtype(), kv_tokens)?;
+        Ok(Self {
+            wire: wire_dtype(stage.dtype()),
+            mesh,
+            stage,
+            cache,
+            kv_tokens,
+            max_rows: max_rows as usize,
+            microbatches: (0..microbatches).map(|_| Microbatch::new()).collect(),
+            queue: VecDeque::new(),
+            queue_limit: queue,
+            turn: 0,
+            partials: Vec::new(),
+            logits: Vec::new(),
+            dealt: Vec::new(),
+            figures: Figures::default(),
+            outbox: Outbox::default(),
+            unlinked_since: None,
+            patience: Duration::from_secs(10),
+            draining: false,
+        })
+    }
+
+    /// The mesh.
+    pub fn mesh(&mut self) -> &mut AttentionMesh {
+        &mut self.mesh
+    }
+
+    /// The next thing that whoever started the daemon should know.
+    pub fn next_notice(&mut self) -> Option<Notice> {
+        self.outbox.notices.pop_front()
+    }
+
+    /// The scheduler asked this daemon to go.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Takes no more sequences; those that wait are refused, those that run go on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        while let Some((number, _)) = self.queue.pop_front() {
+            self.outbox.fail(number, Kind::Overloaded, "this attention instance is shutting down");
+        }
+    }
+
+    /// Whether no sequence runs or waits.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.microbatches.iter().all(|microbatch| microbatch.load() == 0 && microbatch.phase == Phase::Idle)
+    }
+
+    /// Gives up a microbatch's ticket, if one is outstanding: its sequences fail, and the FFN instances that have not
+    /// replied are fenced off. True if there was one.
+    pub fn cancel_microbatch(&mut self, microbatch: usize) -> bool {
+        match self.microbatches.get(microbatch).map(|microbatch| microbatch.phase) {
+            Some(Phase::Wait { ticket, .. }) => {
+                self.mesh.cancel(ticket);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes progress: at most one unit of computation.
+    pub fn poll(&mut self) -> Result<Step, DaemonError> {
+        self.mesh.poll()?;
+        self.take_events()?;
+        self.watch_links();
+        self.collect_replies()?;
+        self.admit();
+        let worked = self.work()?;
+        self.send_events()?;
+        Ok(match worked {
+            true => Step::Worked,
+            false if self.is_idle() => Step::Idle,
+            false => Step::Stalled,
+        })
+    }
+
+    /// Makes progress, and sleeps until something arrives or `timeout` has passed if there is nothing to do.
+    pub fn run_once(&mut self, timeout: Duration) -> Result<Step, DaemonError> {
+        let start_ns = self.mesh.clock().now_ns();
+        let step = self.poll()?;
+        if step != Step::Worked {
+            let deadline = self.mesh.clock().now() + timeout;
+            let asleep_ns = self.mesh.clock().now_ns();
+            self.mesh.sleep(deadline)?;
+            if step == Step::Stalled {
+                self.figures.stalled_ns += self.mesh.clock().now_ns().saturating_sub(asleep_ns);
+            }
+        }
+        if step != Step::Idle {
+            self.figures.busy_ns += self.mesh.clock().now_ns().saturating_sub(start_ns);
+        }
+        Ok(step)
+    }
+
+    fn take_events(&mut self) -> Result<(), DaemonError> {
+        while let Some(event) = self.mesh.next_event() {
+            match event {
+                MeshEvent::Epoch { epoch, complete: true } => self.outbox.notices.push_back(Notice::Ready { epoch }),
+                MeshEvent::PeerLost { peer, reason } => {
+                    if peer.role == Role::Ffn {
+                        self.fail_all(Kind::PeerLost, &format!("lost {peer}: {reason}"));
+                    }
+                    self.outbox.notices.push_back(Notice::PeerLost(format!("{peer}: {reason}")));
+                }
+                MeshEvent::LinkDown { peer, reason } => {
+                    self.outbox.notices.push_back(Notice::LinkDown(format!("{peer}: {reason}")));
+                }
+                MeshEvent::SchedulerLost(reason) => return Err(MeshError::SchedulerLost(reason).into()),
+                MeshEvent::Control(body) => self.take_control(body)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take_control(&mut self, body: to_member::Body) -> Result<(), DaemonError> {
+        match body {
+            to_member::Body::StartSequence(start) => {
+                let Some(request) = start.request else { return Ok(()) };
+                if self.draining {
+                    self.outbox.fail(start.sequence, Kind::Overloaded, "this attention instance is shutting down");
+                } else if let Err(reason) = check(&request, self.stage.config(), self.kv_tokens) {
+                    self.outbox.fail(start.sequence, Kind::Invalid, reason);
+                } else if self.queue.len() >= self.queue_limit {
+                    let message = format!("{} sequences wait already: try again later", self.queue.len());
+                    self.outbox.fail(start.sequence, Kind::Overloaded, message);
+                } else {
+                    self.queue.push_back((start.sequence, request));
+                }
+            }
+            to_member::Body::CancelSequence(cancel) => {
+                self.queue.retain(|(number, _)| *number != cancel.sequence);
+                for sequence in self.microbatches.iter_mut().flat_map(|m| m.sequences.iter_mut().chain(&mut m.joining))
+                {
+                    sequence.cancelled |= sequence.number == cancel.sequence;
+                }
+            }
+            to_member::Body::ReportStats(report) => {
+                let stats = self.figures.report(report.request, self.mesh.rank().unwrap_or_default());
+                if report.reset {
+                    self.figures.reset();
+                }
+                self.mesh.send_control(from_member::Body::Stats(stats))?;
+            }
+            to_member::Body::Drain(_) => {
+                self.drain();
+                self.outbox.notices.push_back(Notice::Draining);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn send_events(&mut self) -> Result<(), DaemonError> {
+        while let Some((sequence, body)) = self.outbox.events.pop_front() {
+            let event = control::SequenceEvent { sequence, body: Some(body) };
+            self.mesh.send_control(from_member::Body::SequenceEvent(event))?;
+        }
+        Ok(())
+    }
+
+    /// A link that is away may come back; one that stays away fails what waits for it.
+    fn watch_links(&mut self) {
+        if self.is_idle() || self.mesh.is_linked() {
+            self.unlinked_since = None;
+            return;
+        }
+        let now = self.mesh.clock().now();
+        let since = *self.unlinked_since.get_or_insert(now);
+        if now.saturating_duration_since(since) > self.patience {
+            self.unlinked_since = None;
+            let why = self.mesh.acquire(0).err().map_or_else(String::new, |error| error.to_string());
+            self.fail_all(Kind::PeerLost, &format!("{why} for {:?}", self.patience));
+        }
+    }
+
+    /// Moves waiting requests into the microbatches while the cache has room.
+    fn admit(&mut self) {
+        while let Some((_, request)) = self.queue.front() {
+            let Some(index) = (0..self.microbatches.len())
+                .min_by_key(|&index| self.microbatches[index].load())
+                .filter(|&index| self.microbatches[index].load() < self.max_rows)
+            else {
+                return;
+            };
+            let length = request.prompt.len() + request.max_new_tokens as usize;
+            match self.cache.reserve(length) {
+                Ok(cache) => {
+                    let Some((number, request)) = self.queue.pop_front() else { return };
+                    let now_ns = self.mesh.clock().now_ns();
+                    self.microbatches[index].joining.push(Sequence::new(number, cache, request, now_ns));
+                }
+                Err(ModelError::CacheFull { .. }) => return,
+                Err(error) => {
+                    let Some((number, _)) = self.queue.pop_front() else { return };
+                    self.outbox.fail(number, Kind::Invalid, error.to_string());
+                }
+            }
+        }
+    }
+
+    fn fail_all(&mut self, kind: Kind, message: &str) {
+        for index in 0..self.microbatches.len() {
+            self.fail_microbatch(index, kind, message);
+        }
+        while let Some((number, _)) = self.queue.pop_front() {
+            self.outbox.fail(number, kind, message);
+        }
+    }
+
+    /// Fails a microbatch's sequences. A ticket that is outstanding is given up; its links are gone or going.
+    fn fail_microbatch(&mut self, index: usize, kind: Kind, message: &str) {
+        let microbatch = &mut self.microbatches[index];
+        if let Phase::Wait { ticket, .. } = microbatch.phase {
+            self.mesh.cancel(ticket);
+            let _ = self.mesh.take(ticket);
+        }
+        for sequence in microbatch.sequences.drain(..).chain(microbatch.joining.drain(..)) {
+            let _ = self.cache.free(sequence.cache);
+            self.outbox.fail(sequence.number, kind, message);
+        }
+        if microbatch.phase != Phase::Idle {
+            microbatch.phase = Phase::Idle;
+            let _ = self.mesh.leave(index as u16);
+        }
+    }
+
+    /// Takes in the replies that are complete: the FFN half of a layer ends here.
+    fn collect_replies(&mut self) -> Result<(), DaemonError> {
+        for index in 0..self.microbatches.len() {
+            let Phase::Wait { layer, ticket } = self.microbatches[index].phase else { continue };
+            match self.mesh.status(ticket) {
+                TicketStatus::Pending => {}
+                TicketStatus::Ready => {
+                    if let Err(reason) = self.combine(index, layer, ticket)? {
+                        self.microbatches[index].phase = Phase::Compute { layer };
+                        self.fail_microbatch(index, Kind::Internal, &reason);
+                    }
+                }
+                TicketStatus::Failed(failure) => {
+                    let _ = self.mesh.take(ticket);
+                    let microbatch = &mut self.microbatches[index];
+                    match failure {
+                        // The link ended, not the peer: what was asked can be asked again on the next one.
+                        TicketFailure::PeerLost { .. } => microbatch.phase = Phase::Push { layer },
+                        TicketFailure::PeerFailed { .. } => {
+                            microbatch.phase = Phase::Compute { layer };
+                            self.fail_microbatch(index, Kind::Internal, &failure.to_string());
+                        }
+                        TicketFailure::Cancelled => {
+                            microbatch.phase = Phase::Compute { layer };
+                            self.fail_microbatch(index, Kind::Cancelled, "the microbatch's ticket was cancelled");
+                        }
+                    }
+                }
+                TicketStatus::Unknown => self.microbatches[index].phase = Phase::Push { layer },
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the partial sums in rank order to the residual stream. The inner error is the peers' fault.
+    fn combine(&mut self, index: usize, layer: usize, ticket: Ticket) -> Result<Result<(), String>, DaemonError> {
+        let microbatch = &mut self.microbatches[index];
+        let reply = self.mesh.take(ticket)?;
+        let ranks = reply.ranks();
+        self.partials.resize_with(ranks, Vec::new);
+        for rank in 0..ranks {
+            self.figures.record(reply.trace(rank));
+            let partial = &mut self.partials[rank];
+            partial.resize(microbatch.x.len(), 0.0);
+            if let Err(error) = self.wire.decode(reply.part(rank, 0), partial) {
+                return Ok(Err(format!("ffn {rank} replied with another shape: {error}")));
+            }
+        }
+        let partials: Vec<&[f32]> = self.partials.iter().map(Vec::as_slice).collect();
+        self.stage.combine(&mut microbatch.x, &partials)?;
+        microbatch.phase = Phase::Compute { layer: layer + 1 };
+        Ok(Ok(()))
+    }
+
+    /// Computes and sends for the microbatch whose turn it is. False if there is none to compute for.
+    fn work(&mut self) -> Result<bool, DaemonError> {
+        let count = self.microbatches.len();
+        let mut worked = false;
+        for offset in 0..count {
+            let index = (self.turn + offset) % count;
+            if !worked && self.compute(index)? {
+                self.turn = (index + 1) % count;
+                worked = true;
+            }
+            if let Phase::Push { layer } = self.microbatches[index].phase {
+                self.push(index, layer)?;
+            }
+        }
+        Ok(worked)
+    }
+
+    /// One unit: the end of a step, the start of the next, or the attention half of a layer.
+    fn compute(&mut self, index: usize) -> Result<bool, DaemonError> {
+        match self.microbatches[index].phase {
+            Phase::Compute { layer } if layer == self.stage.config().num_layers => {
+                self.finish_step(index)?;
+                self.start_step(index)?;
+                Ok(true)
+            }
+            Phase::Compute { layer } => {
+                self.attend(index, layer)?;
+                Ok(true)
+            }
+            Phase::Idle if !self.microbatches[index].joining.is_empty() && self.mesh.is_linked() => {
+                self.start_step(index)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Lets sequences join, deals out the step's rows and looks their tokens up. Without sequences the microbatch leaves.
+    fn start_step(&mut self, index: usize) -> Result<(), DaemonError> {
+        let microbatch = &mut self.microbatches[index];
+        let was_idle = microbatch.phase == Phase::Idle;
+        microbatch.sequences.append(&mut microbatch.joining);
+        if microbatch.sequences.is_empty() {
+            microbatch.phase = Phase::Idle;
+            if !was_idle {
+                // Without the links the FFN instances have forgotten this microbatch anyway.
+                let _ = self.mesh.leave(index as u16);
+            }
+            return Ok(());
+        }
+        microbatch.step += 1;
+        self.figures.steps += 1;
+        deal(microbatch.sequences.iter().map(Sequence::pending), self.max_rows, &mut self.dealt);
+        microbatch.rows.clear();
+        microbatch.counts.clear();
+        let mut tokens = Vec::with_capacity(self.max_rows);
+        for (sequence, &rows) in microbatch.sequences.iter().zip(&self.dealt) {
+            let positions = sequence.done..sequence.done + rows;
+            tokens.extend_from_slice(&sequence.tokens[positions.clone()]);
+            microbatch.rows.extend(positions.map(|position| Row { sequence: sequence.cache, position }));
+            microbatch.counts.push(rows);
+        }
+        microbatch.x.resize(tokens.len() * self.stage.config().hidden_size, 0.0);
+        microbatch.y.resize(microbatch.x.len(), 0.0);
+        self.stage.embed(&tokens, &mut microbatch.x)?;
+        microbatch.phase = Phase::Compute { layer: 0 };
+        Ok(())
+    }
+
+    /// The attention half of a layer, and the router.
+    fn attend(&mut self, index: usize, layer: usize) -> Result<(), DaemonError> {
+        let microbatch = &mut self.microbatches[index];
+        let Microbatch { rows, x, y, experts, weights, .. } = microbatch;
+        self.stage.attention(layer, rows, x, &mut self.cache, y)?;
+        let top_k = if self.stage.config().is_moe(layer) { self.stage.config().top_k } else { 0 };
+        experts.resize(rows.len() * top_k, 0);
+        weights.resize(rows.len() * top_k, 0.0);
+        if top_k > 0 {
+            self.stage.route(layer, y, experts, weights)?;
+        }
+        microbatch.phase = Phase::Push { layer };
+        Ok(())
+    }
+
+    /// Fills the slot and sends it. Stays in its phase while the slot or a link is not there.
+    fn push(&mut self, index: usize, layer: usize) -> Result<(), DaemonError> {
+        let microbatch = &mut self.microbatches[index];
+        let mut buffer = match self.mesh.acquire(index as u16) {
+            Ok(buffer) => buffer,
+            Err(MeshError::WouldBlock(_) | MeshError::NotLinked(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let config = self.stage.config();
+        let rows = microbatch.rows.len() as u32;
+        let row_bytes = self.wire.row_bytes(config.hidden_size);
+        self.wire.encode(&microbatch.y, &mut buffer.part_mut(0)[..microbatch.rows.len() * row_bytes])?;
+        let part = |key, dtype, row_bytes: usize| Part { key, dtype, rows, row_bytes: row_bytes as u32, offset: 0 };
+        let parts = [
+            part(HIDDEN, header_dtype(self.wire), row_bytes),
+            part(EXPERT_IDS, WireElement::U16, config.top_k * 2),
+            part(EXPERT_WEIGHTS, WireElement::F32, config.top_k * 4),
+        ];
+        let used = if microbatch.experts.is_empty() { 1 } else { 3 };
+        for (bytes, id) in buffer.part_mut(1).as_chunks_mut::<2>().0.iter_mut().zip(&microbatch.experts) {
+            *bytes = id.to_le_bytes();
+        }
+        for (bytes, weight) in buffer.part_mut(2).as_chunks_mut::<4>().0.iter_mut().zip(&microbatch.weights) {
+            *bytes = weight.to_le_bytes();
+        }
+        let tag = StageTag { layer: layer as u32, step: microbatch.step, microbatch: index as u16 };
+        let request = Request { group: layer as u32, app: tag.encode(), parts: &parts[..used], leave: false };
+        match self.mesh.push_pull(buffer, request) {
+            Ok(ticket) => microbatch.phase = Phase::Wait { layer, ticket },
+            Err(MeshError::NotLinked(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// After the last layer: the next token of every sequence whose rows are all done.
+    fn finish_step(&mut self, index: usize) -> Result<(), DaemonError> {
+        let microbatch = &mut self.microbatches[index];
+        let (hidden, vocabulary) = (self.stage.config().hidden_size, self.stage.config().vocab_size);
+        let mut row = 0;
+        for (sequence, &rows) in microbatch.sequences.iter_mut().zip(&microbatch.counts) {
+            row += rows;
+            sequence.done += rows;
+            if sequence.pending() > 0 || sequence.cancelled || rows == 0 {
+                continue;
+            }
+            self.logits.resize(vocabulary, 0.0);
+            self.stage.logits(&microbatch.x[(row - 1) * hidden..row * hidden], &mut self.logits)?;
+            let token = greedy(&self.logits)?;
+            let now_ns = self.mesh.clock().now_ns();
+            let elapsed_ns = now_ns.saturating_sub(sequence.last_ns);
+            sequence.last_ns = now_ns;
+            sequence.tokens.push(token);
+            sequence.generated += 1;
+            self.figures.tokens += 1;
+            let logits = if sequence.logits {
+                self.logits.iter().flat_map(|logit| logit.to_le_bytes()).collect()
+            } else {
+                Vec::new()
+            };
+            let attention_rank = self.mesh.rank().unwrap_or_default();
+            let event = control::Token { token, elapsed_ns, logits, attention_rank, microbatch: index as u32 };
+            self.outbox.events.push_back((sequence.number, Body::Token(event)));
+        }
+        let eos = &self.stage.config().eos_token_ids;
+        let (cache, outbox) = (&mut self.cache, &mut self.outbox);
+        microbatch.sequences.retain(|sequence| {
+            let last = sequence.tokens.last().filter(|_| sequence.generated > 0);
+            let at_eos = !sequence.ignore_eos && last.is_some_and(|token| eos.contains(token));
+            let reason = match () {
+                () if sequence.cancelled => None,
+                () if at_eos => Some(control::finished::Reason::Eos),
+                () if sequence.generated == sequence.max_new_tokens => Some(control::finished::Reason::Length),
+                () => return true,
+            };
+            let _ = cache.free(sequence.cache);
+            if let Some(reason) = reason {
+                let finished = control::Finished { reason: reason as i32, tokens: sequence.generated };
+                outbox.events.push_back((sequence.number, Body::Finished(finished)));
+            }
+            false
+        });
+        Ok(())
+    }
+}

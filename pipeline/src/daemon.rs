@@ -1,0 +1,135 @@
+//! The daemons: a checkpoint, a device, a session with the scheduler, and the loop until someone ends it.
+
+use crate::layout::{slot_layout, workload};
+use crate::options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown};
+use crate::{AttentionExecutor, DaemonError, FfnExecutor};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl};
+use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError};
+use stepmesh_model::{Checkpoint, CpuAttention, CpuFfn, Shard};
+use stepmesh_transport::{Clock, Device, Endpoint};
+
+/// How long a loop sleeps at most before it looks at `Shutdown` again; a trigger wakes it at once anyway.
+const NAP: Duration = Duration::from_millis(500);
+/// How long running sequences may go on after a shutdown was asked for.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Runs an attention instance until it is told to stop, or fails.
+pub fn run_attention(
+    options: AttentionOptions,
+    shutdown: &Shutdown,
+    observe: &mut dyn FnMut(Notice),
+) -> Result<(), DaemonError> {
+    let daemon = &options.daemon;
+    let checkpoint = open(&daemon.checkpoint)?;
+    let member = member_options(daemon, &checkpoint)?;
+    let stage = CpuAttention::load(&checkpoint, daemon.dtype)?;
+    let session = Session::open(daemon, shutdown)?;
+    let Session { device, endpoint, control } = session;
+    let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
+    let mut executor = AttentionExecutor::new(
+        mesh,
+        Box::new(stage),
+        options.kv_tokens,
+        daemon.microbatches,
+        daemon.max_rows,
+        options.queue,
+    )?;
+    let mut rank = None;
+    let mut drain_until = None;
+    loop {
+        executor.run_once(NAP)?;
+        while let Some(notice) = executor.next_notice() {
+            observe(notice);
+        }
+        if rank.is_none() {
+            rank = executor.mesh().rank();
+            rank.map(|rank| observe(Notice::Joined { rank }));
+        }
+        if shutdown.is_triggered() || executor.is_draining() {
+            let until = *drain_until.get_or_insert_with(|| Instant::now() + DRAIN);
+            executor.drain();
+            if executor.is_idle() || Instant::now() >= until {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Runs an FFN instance until it is told to stop, or fails.
+pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut(Notice)) -> Result<(), DaemonError> {
+    let daemon = &options.daemon;
+    let checkpoint = open(&daemon.checkpoint)?;
+    let member = member_options(daemon, &checkpoint)?;
+    let Session { device, endpoint, control } = Session::open(daemon, shutdown)?;
+    let mut mesh = FfnMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
+    // The shard to load follows from the rank, and the rank from the scheduler.
+    let deadline = Instant::now() + daemon.join_timeout;
+    let rank = loop {
+        mesh.poll()?;
+        match mesh.rank() {
+            Some(rank) => break rank,
+            None if shutdown.is_triggered() => return Ok(()),
+            None if Instant::now() >= deadline => return Err(MeshError::Timeout(daemon.join_timeout).into()),
+            None => mesh.sleep(deadline)?,
+        }
+    };
+    observe(Notice::Joined { rank });
+    let shard = Shard::new(rank as usize, mesh.ffn())?;
+    let stage = CpuFfn::load(&checkpoint, daemon.dtype, shard)?;
+    drop(checkpoint);
+    let mut executor = FfnExecutor::new(mesh, Box::new(stage), daemon.dtype, options.policy);
+    loop {
+        executor.run_once(NAP)?;
+        while let Some(notice) = executor.next_notice() {
+            observe(notice);
+        }
+        if shutdown.is_triggered() || executor.is_draining() {
+            return Ok(());
+        }
+    }
+}
+
+fn open(source: &CheckpointSource) -> Result<Checkpoint, DaemonError> {
+    Ok(match source {
+        CheckpointSource::Directory(dir) => Checkpoint::open(dir)?,
+        CheckpointSource::Embedded { config, weights } => Checkpoint::from_bytes(config, weights)?,
+    })
+}
+
+fn member_options(daemon: &DaemonOptions, checkpoint: &Checkpoint) -> Result<MemberOptions, DaemonError> {
+    if daemon.max_rows == 0 {
+        return Err(DaemonError::Option("max_rows is 0: a microbatch has one row at least".into()));
+    }
+    let config = checkpoint.config();
+    let layout = slot_layout(config, daemon.dtype, daemon.microbatches, daemon.max_rows)?;
+    let mut member = MemberOptions::new(layout, workload(config, daemon.dtype));
+    member.name = daemon.name.clone();
+    member.rank = daemon.rank;
+    member.lanes = daemon.lanes;
+    member.memory_limit_bytes = daemon.memory_limit_bytes;
+    member.connect_timeout = daemon.connect_timeout;
+    Ok(member)
+}
+
+/// A device with its one endpoint, and the session whose news wake it.
+struct Session {
+    device: Arc<dyn Device>,
+    endpoint: Box<dyn Endpoint>,
+    control: Box<dyn Control>,
+}
+
+impl Session {
+    fn open(daemon: &DaemonOptions, shutdown: &Shutdown) -> Result<Self, DaemonError> {
+        let device = stepmesh_transport::open(daemon.transport, &daemon.device)?;
+        let endpoint = device.endpoint()?;
+        shutdown.watch(endpoint.waker());
+        let waker = endpoint.waker();
+        let mut connect = ConnectOptions::new(daemon.scheduler.clone());
+        connect.token = daemon.token.clone();
+        connect.timeout = daemon.join_timeout;
+        let control = GrpcControl::connect(connect, Box::new(move || waker.wake()))?;
+        Ok(Self { device, endpoint, control: Box::new(control) })
+    }
+}

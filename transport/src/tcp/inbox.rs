@@ -1,0 +1,117 @@
+//! What one lane receives: a stage for headers and small payloads, and the body that goes straight to its region.
+
+use super::frame::{FrameError, HEADER_BYTES, Header};
+use super::socket;
+use crate::{Region, TransportError};
+use std::io;
+use std::net::TcpStream;
+use std::ops::Range;
+
+const STAGE_BYTES: usize = 8 << 10;
+
+/// What happens when a body is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The peer's write has taken effect.
+    Written { immediate: Option<u32>, signalled: bool },
+    /// A read of this side is done.
+    ReadDone(u64),
+}
+
+/// What the bytes received so far amount to.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// A header; [`Inbox::begin`] is called if a body follows.
+    Header(Header),
+    /// A body is in its region.
+    Body(Then),
+    /// More bytes are needed.
+    Starved,
+}
+
+#[derive(Debug)]
+struct Body {
+    region: Region,
+    left: Range<usize>,
+    then: Then,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    stage: Box<[u8]>,
+    staged: Range<usize>,
+    body: Option<Body>,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub(super) fn new() -> Self {
+        Self { stage: vec![0; STAGE_BYTES].into(), staged: 0..0, body: None }
+    }
+
+    /// Expects `range.len()` bytes for a region, as the checked header said.
+    pub(super) fn begin(&mut self, region: Region, range: Range<usize>, then: Then) {
+        self.body = Some(Body { region, left: range, then });
+    }
+
+    /// Whether the stream may end here.
+    pub(super) fn is_between_frames(&self) -> bool {
+        self.body.is_none() && self.staged.is_empty()
+    }
+
+    /// The next thing that is complete.
+    pub(super) fn next(&mut self) -> Result<Arrival, InboxError> {
+        if let Some(body) = &mut self.body {
+            let count = body.left.len().min(self.staged.len());
+            body.region.write(body.left.start, &self.stage[self.staged.start..self.staged.start + count])?;
+            body.left.start += count;
+            self.staged.start += count;
+            if !body.left.is_empty() {
+                return Ok(Arrival::Starved);
+            }
+            let then = body.then;
+            self.body = None;
+            return Ok(Arrival::Body(then));
+        }
+        Ok(match Header::parse(&self.stage[self.staged.clone()])? {
+            Some(header) => {
+                self.staged.start += HEADER_BYTES;
+                Arrival::Header(header)
+            }
+            None => Arrival::Starved,
+        })
+    }
+
+    /// Receives after [`Arrival::Starved`], `limit` bytes of body at most; returns the bytes, and whether there may be more
+    /// at once. Zero bytes are the end of the stream.
+    pub(super) fn fill(&mut self, socket: &TcpStream, limit: usize) -> io::Result<(usize, bool)> {
+        // What is staged is less than a header.
+        self.stage.copy_within(self.staged.clone(), 0);
+        self.staged = 0..self.staged.len();
+        let body = self.body.as_ref().map(|body| {
+            let count = body.left.len().min(limit);
+            (&body.region, body.left.start..body.left.start + count)
+        });
+        let whole = self.body.as_ref().is_none_or(|body| body.left.len() <= limit);
+        let direct = body.as_ref().map_or(0, |(_, range)| range.len());
+        // The stage only takes what comes after the whole body.
+        let stage = if whole { &mut self.stage[self.staged.end..] } else { &mut [][..] };
+        let asked = direct + stage.len();
+        let count = socket::receive(socket, body, stage)?;
+        if let Some(body) = &mut self.body {
+            body.left.start += count.min(direct);
+        }
+        self.staged.end += count.saturating_sub(direct);
+        Ok((count, count == asked))
+    }
+}
+
+/// Why bytes could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InboxError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Region(#[from] TransportError),
+}

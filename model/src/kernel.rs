@@ -37,7 +37,7 @@ impl Isa {
     fn available() -> &'static [Self] {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
                 return &[Self::Portable, Self::Avx2, Self::Avx512];
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -61,7 +61,7 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
-                // SAFETY: `available` gives out `Avx512` only where AVX-512F was detected.
+                // SAFETY: `available` gives out `Avx512` only where AVX-512F and VL were detected.
                 unsafe { products::avx512::matmul(x, w, k, out, out_stride) }
             }
         }
@@ -82,7 +82,7 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
-                // SAFETY: `available` gives out `Avx512` only where AVX-512F was detected.
+                // SAFETY: `available` gives out `Avx512` only where AVX-512F and VL were detected.
                 unsafe { products::avx512::add_weighted(p, p_stride, v, d, out) }
             }
         }

@@ -190,4 +190,4 @@ macro_rules! instruction_set {
 #[cfg(target_arch = "x86_64")]
 instruction_set!(avx2, Avx2, "avx2,fma", 2 x 2, 1 x 4);
 #[cfg(target_arch = "x86_64")]
-instruction_set!(avx512, Avx512, "avx512f", 4 x 4, 1 x 8);
+instruction_set!(avx512, Avx512, "avx512f,avx512vl", 4 x 4, 1 x 8);

@@ -39,6 +39,8 @@ pub struct AttentionExecutor {
 enum Phase {
     /// No step; the FFN instances do not wait for this microbatch.
     Idle,
+    /// No step, but the FFN instances have yet to be told.
+    Leave,
     /// The attention half of the layer is to be computed.
     Compute { layer: usize },
     /// Computed; the request is to be sent, again if it was lost on the way.
@@ -322,8 +324,7 @@ impl AttentionExecutor {
             self.outbox.fail(sequence.number, kind, message);
         }
         if microbatch.phase != Phase::Idle {
-            microbatch.phase = Phase::Idle;
-            let _ = self.mesh.leave(index as u16);
+            microbatch.phase = Phase::Leave;
         }
     }
 
@@ -391,8 +392,10 @@ impl AttentionExecutor {
                 self.turn = (index + 1) % count;
                 worked = true;
             }
-            if let Phase::Push { layer } = self.microbatches[index].phase {
-                self.push(index, layer)?;
+            match self.microbatches[index].phase {
+                Phase::Push { layer } => self.push(index, layer)?,
+                Phase::Leave => self.leave(index)?,
+                _ => {}
             }
         }
         Ok(worked)
@@ -410,7 +413,7 @@ impl AttentionExecutor {
                 self.attend(index, layer)?;
                 Ok(true)
             }
-            Phase::Idle if !self.microbatches[index].joining.is_empty() && self.mesh.is_linked() => {
+            Phase::Idle | Phase::Leave if !self.microbatches[index].joining.is_empty() && self.mesh.is_linked() => {
                 self.start_step(index)?;
                 Ok(true)
             }
@@ -421,14 +424,9 @@ impl AttentionExecutor {
     /// Lets sequences join, deals out the step's rows and looks their tokens up. Without sequences the microbatch leaves.
     fn start_step(&mut self, index: usize) -> Result<(), DaemonError> {
         let microbatch = &mut self.microbatches[index];
-        let was_idle = microbatch.phase == Phase::Idle;
         microbatch.sequences.append(&mut microbatch.joining);
         if microbatch.sequences.is_empty() {
-            microbatch.phase = Phase::Idle;
-            if !was_idle {
-                // Without the links the FFN instances have forgotten this microbatch anyway.
-                let _ = self.mesh.leave(index as u16);
-            }
+            microbatch.phase = Phase::Leave;
             return Ok(());
         }
         microbatch.step += 1;
@@ -462,6 +460,17 @@ impl AttentionExecutor {
             self.stage.route(layer, y, experts, weights)?;
         }
         microbatch.phase = Phase::Push { layer };
+        Ok(())
+    }
+
+    /// Tells the FFN instances not to wait for this microbatch: one that holds others' requests back for it would do so
+    /// for ever. Stays in its phase while the slot or a link is not there.
+    fn leave(&mut self, index: usize) -> Result<(), DaemonError> {
+        match self.mesh.leave(index as u16) {
+            Ok(()) => self.microbatches[index].phase = Phase::Idle,
+            Err(MeshError::WouldBlock(_) | MeshError::NotLinked(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 

@@ -22,6 +22,7 @@ pub enum Access {
 /// # Safety
 /// `base..base + len` must be valid for reads (and for writes, unless [`Memory::writable`] says no) from any thread
 /// for as long as the value lives, and must not be moved.
+#[allow(clippy::len_without_is_empty)]
 pub unsafe trait Memory: Send + Sync {
     /// First byte.
     fn base(&self) -> NonNull<u8>;
@@ -227,7 +228,7 @@ impl Placement {
     /// Takes `len` bytes (rounded up to pages) at `offset` (a multiple of the page size).
     pub fn take(space: &Arc<AddressSpace>, offset: usize, len: usize) -> Result<Self, TransportError> {
         let len = round_to_page(len.max(1))?;
-        let end = offset.checked_add(len).filter(|&end| end <= space.len && offset % page_bytes() == 0);
+        let end = offset.checked_add(len).filter(|&end| end <= space.len && offset.is_multiple_of(page_bytes()));
         let Some(end) = end else {
             return Err(TransportError::invalid(format!(
                 "{len} bytes at {offset} do not fit a space of {} bytes in whole pages",

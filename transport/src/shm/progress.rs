@@ -170,7 +170,7 @@ impl ShmEndpoint {
         }
         let start = Instant::now();
         while start.elapsed() < self.options.spin.min(timeout) {
-            if self.bell.take_wake() || self.has_work() {
+            if self.bell.take_wake() || self.has_work() || self.schedule.is_due() {
                 return Ok(());
             }
             std::hint::spin_loop();

@@ -80,22 +80,20 @@ impl ShmEndpoint {
         let Some(index) = self.candidates.iter().position(|candidate| candidate.number == number) else {
             return Ok(());
         };
-        loop {
-            match self.judge(index)? {
-                Verdict::Keep => return Ok(()),
-                Verdict::Drop(why) => {
-                    let candidate = self.candidates.swap_remove(index);
-                    if let Some(why) = why {
-                        let _ = candidate.socket.send(&Packet::Reject(why).encode(), &[]);
-                    }
-                    return Ok(());
-                }
-                Verdict::Adopt(id, fds) => {
-                    let socket = self.candidates.swap_remove(index).socket;
-                    return self.adopt(id, socket, fds);
+        match self.judge(index)? {
+            Verdict::Keep => {}
+            Verdict::Drop(why) => {
+                let candidate = self.candidates.remove(index);
+                if let Some(why) = why {
+                    let _ = candidate.socket.send(&Packet::Reject(why).encode(), &[]);
                 }
             }
+            Verdict::Adopt(id, fds) => {
+                let socket = self.candidates.remove(index).socket;
+                self.adopt(id, socket, fds)?;
+            }
         }
+        Ok(())
     }
 
     /// Looks at one packet of a candidate.

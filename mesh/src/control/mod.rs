@@ -5,9 +5,17 @@
 
 use stepmesh_proto::control::{FromMember, ToMember};
 
+mod client;
+mod connect;
 mod error;
+mod grpc;
+mod token;
 
+pub use client::{BlockingClient, BlockingGeneration, Client, Generation};
+pub use connect::ConnectOptions;
 pub use error::ControlError;
+pub use grpc::GrpcControl;
+pub use token::{Token, TokenError};
 
 /// What the control plane tells a member.
 #[derive(Clone, Debug, PartialEq)]

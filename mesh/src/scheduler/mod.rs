@@ -12,14 +12,21 @@
 mod action;
 mod alarm;
 mod barriers;
+mod keeper;
 mod links;
 mod membership;
 mod options;
 mod sequences;
+mod server;
+mod service;
 mod state;
 mod stats;
+
+#[cfg(test)]
+mod tests;
 
 pub use action::{Action, Event, SequenceId, Session, StatsId};
 pub use options::{OptionsError, SchedulerOptions, SecretSource, system_secrets};
 pub use sequences::GenerateRefusal;
+pub use server::{Background, ServeError, ServeOptions, Server, spawn};
 pub use state::State;

@@ -126,9 +126,8 @@ impl Session {
         let endpoint = device.endpoint()?;
         shutdown.watch(endpoint.waker());
         let waker = endpoint.waker();
-        let mut connect = ConnectOptions::new(daemon.scheduler.clone());
-        connect.token = daemon.token.clone();
-        connect.timeout = daemon.join_timeout;
+        let connect =
+            ConnectOptions::new(daemon.scheduler.as_str()).token(daemon.token.clone()).timeout(daemon.join_timeout);
         let control = GrpcControl::connect(connect, Box::new(move || waker.wake()))?;
         Ok(Self { device, endpoint, control: Box::new(control) })
     }

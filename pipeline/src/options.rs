@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_mesh::Policy;
+use stepmesh_mesh::control::Token;
 use stepmesh_model::Dtype;
 use stepmesh_transport::{DeviceOptions, Provider, Waker};
 
@@ -28,7 +29,7 @@ pub struct DaemonOptions {
     /// The scheduler's URL, `http://host:port`.
     pub scheduler: String,
     /// The cluster's token, if the scheduler wants one.
-    pub token: Option<String>,
+    pub token: Option<Token>,
     /// For people: what the others call this daemon in their messages.
     pub name: String,
     /// The rank to ask for; the lowest free one otherwise.

@@ -1,14 +1,27 @@
-//! The tcp provider: the conformance suite.
+//! The tcp provider: the conformance suite, what only sockets can do wrong, and peers that do not keep to the protocol.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "tcp/attacks.rs"]
+mod attacks;
+#[path = "tcp/raw.rs"]
+mod raw;
+#[path = "tcp/sockets.rs"]
+mod sockets;
 
 use std::sync::Arc;
 use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
 use stepmesh_transport::{Device, DeviceOptions, Provider};
 
-struct Tcp;
+/// Devices on loopback.
+#[derive(Default)]
+struct Tcp {
+    options: DeviceOptions,
+}
 
 impl Fixture for Tcp {
     fn device(&mut self) -> Arc<dyn Device> {
-        stepmesh_transport::open(Provider::Tcp, &DeviceOptions::default()).expect("a loopback device")
+        stepmesh_transport::open(Provider::Tcp, &self.options).expect("a loopback device")
     }
 
     fn doomed_peer(&mut self) -> Option<Box<dyn DoomedPeer>> {
@@ -16,10 +29,10 @@ impl Fixture for Tcp {
     }
 }
 
-/// Not a test of its own: the process that `doomed_peer` starts and kills.
+/// Not a test of its own: the process that the suite starts and kills.
 #[test]
 fn doomed_peer() {
-    testing::child::serve(|| Tcp.device());
+    testing::child::serve(|| Tcp::default().device());
 }
 
-stepmesh_transport::conformance_suite!(Tcp);
+stepmesh_transport::conformance_suite!(Tcp::default());

@@ -2,7 +2,7 @@
 //!
 //! An endpoint listens on one address; a link has one connection per lane, dialled by its active side. Every connection
 //! proves the link secret (`hello`) before a frame of it is parsed, and every frame is checked against what the link
-//! has granted (`grants`) before its payload is received, straight into the target region ([`inbox`]). Work leaves
+//! has granted (`grants`) before its payload is received, straight into the target region (`inbox`). Work leaves
 //! straight from its region (`outbox`). One epoll set drives all of an endpoint's sockets; there is no thread and no
 //! runtime. A lane neither allocates nor copies in its steady state, but for payloads that arrive together with their
 //! header.

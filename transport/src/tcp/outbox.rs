@@ -14,8 +14,10 @@ use std::ops::Range;
 
 /// Bytes that an inline payload may have.
 pub(super) const INLINE_BYTES: usize = 256;
-/// Replies that a lane owes at most; a peer has no more reads outstanding than its ring is deep.
+/// Posted work that a lane holds.
 pub(super) const QUEUE_DEPTH: usize = 256;
+/// Replies that a lane owes at most: a peer has no more reads outstanding than its ring is deep, and then some news.
+const MAX_REPLIES: usize = QUEUE_DEPTH + 1;
 /// Bytes that one call sends before other lanes have their turn.
 const BYTES_PER_TURN: usize = 1 << 20;
 
@@ -166,7 +168,7 @@ impl Outbox {
 
     /// Owes the peer a reply; says no if it is owed too many.
     pub(super) fn reply(&mut self, frame: Frame) -> bool {
-        let room = self.replies.len() < QUEUE_DEPTH;
+        let room = self.replies.len() < MAX_REPLIES;
         if room {
             self.replies.push_back(frame);
         }

@@ -1,3 +1,63 @@
-//! The `stepmesh` command.
+//! The `stepmesh` command: reads what is asked, does it, and says what went wrong.
 
-fn main() {}
+mod arguments;
+mod carried;
+mod client;
+mod decode;
+mod demo;
+mod deployment;
+mod doctor;
+mod error;
+mod generate;
+mod guard;
+mod inspect;
+mod output;
+mod program;
+mod prompts;
+mod roles;
+mod settings;
+mod signals;
+mod supervisor;
+mod units;
+mod up;
+
+use arguments::{Arguments, Command};
+use error::CliError;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::read() {
+        Ok(arguments) => arguments,
+        Err(error) => return explain(&error),
+    };
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), CliError> {
+    if let Some(supervisor) = arguments.supervised_by {
+        guard::end_with(supervisor)?;
+    }
+    let verbose = arguments.verbose;
+    match arguments.command {
+        Command::Demo(arguments) => demo::run(*arguments, verbose),
+        Command::Up(settings) => up::run(&settings.resolve()?, verbose),
+        Command::Generate(arguments) => generate::run(*arguments),
+        Command::Scheduler(settings) => roles::run_scheduler(&settings.resolve()?, verbose),
+        Command::Attention(settings) => roles::run_attention(&settings.resolve()?, verbose),
+        Command::Ffn(settings) => roles::run_ffn(&settings.resolve()?, verbose),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+    }
+}
+
+/// Help and version end well; everything else is a usage error.
+fn explain(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if let Some(variable) = settings::blame(error) {
+        output::complain(&format!("  hint: the value comes from the variable {variable}"));
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}

@@ -1,0 +1,205 @@
+//! `stepmesh demo`: a deployment of real processes decodes a few prompts and says how fast.
+
+mod files;
+mod report;
+mod screen;
+
+pub(crate) use files::OutputFile;
+pub(crate) use report::SequenceReport;
+pub(crate) use screen::Screen;
+
+use crate::client::Client;
+use crate::decode::{Decoded, Request, decode};
+use crate::deployment::Deployment;
+use crate::error::CliError;
+use crate::output::say;
+use crate::prompts::{self, PromptArguments};
+use crate::settings::{DeploymentLayer, DeploymentSettings, Layer, Precision, Transport};
+use crate::{carried, signals, units};
+use report::Timings;
+use screen::StartScreen;
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use stepmesh_model::ModelConfig;
+
+/// What `demo` is asked.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct DemoArguments {
+    /// Directory with config.json and safetensors [default: the small checkpoint that the program carries]
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Attention instances [default: 2]
+    #[arg(long, value_name = "N")]
+    attention: Option<NonZeroU32>,
+    /// FFN instances [default: 2]
+    #[arg(long, value_name = "N")]
+    ffn: Option<NonZeroU32>,
+    /// Microbatches in flight [default: 3]
+    #[arg(long, value_name = "M")]
+    microbatches: Option<NonZeroU16>,
+    /// The data plane [default: shm]
+    #[arg(long)]
+    transport: Option<Transport>,
+    /// What is computed in and sent [default: f32]
+    #[arg(long)]
+    dtype: Option<Precision>,
+    #[command(flatten)]
+    prompts: PromptArguments,
+    /// Repeat until interrupted, and check that every round yields the same tokens
+    #[arg(long = "loop")]
+    repeat: bool,
+    /// Write tokens and figures to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write each new position's logits to FILE as safetensors: `logits.<sequence>`, f32 [new, vocab]
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
+}
+
+/// Checks everything that can be checked, then starts, decodes, reports and stops.
+pub(crate) fn run(arguments: DemoArguments, verbose: bool) -> Result<(), CliError> {
+    let checkpoint = arguments.checkpoint.as_deref();
+    let model = carried::check(checkpoint)?;
+    let name = checkpoint.map_or(carried::NAME.to_owned(), |directory| directory.display().to_string());
+    arguments.prompts.refuse_text(checkpoint, &name)?;
+    let mut prompts: Vec<_> = arguments.prompts.token_ids.iter().map(|ids| ids.0.clone()).collect();
+    if prompts.is_empty() {
+        prompts = prompts::defaults();
+    }
+    prompts::check(&prompts, arguments.prompts.max_new_tokens, &model)?;
+    let json = arguments.json.as_deref().map(OutputFile::open).transpose()?;
+    let logits = arguments.logits.as_deref().map(OutputFile::open).transpose()?;
+    let settings = settings(&arguments, &prompts);
+
+    introduce(&name, &model, &settings)?;
+    let requests = requests(&prompts, &arguments);
+    let run = signals::runtime()?.block_on(async {
+        let mut screen = StartScreen::new();
+        let deployment = Deployment::start(&settings, verbose, &mut |progress| screen.show(&progress)).await;
+        screen.finish(deployment.is_ok());
+        let mut deployment = deployment?;
+        let run = if arguments.repeat {
+            repeat(&mut deployment, &prompts, &requests).await
+        } else {
+            once(&mut deployment, &prompts, &requests).await
+        };
+        if run.is_ok() {
+            deployment.stop();
+        }
+        run
+    })?;
+
+    run.timings.print()?;
+    if let Some(file) = json {
+        file.write_json(&run.timings.report(&prompts, &run.sequences, &settings))?;
+    }
+    if let Some(file) = logits {
+        file.write_logits(&run.sequences, model.vocab_size)?;
+    }
+    Ok(())
+}
+
+/// What came out: the last round's sequences, the figures of all rounds.
+struct Run {
+    sequences: Vec<Decoded>,
+    timings: Timings,
+}
+
+async fn once(deployment: &mut Deployment, prompts: &[Vec<u32>], requests: &[Request]) -> Result<Run, CliError> {
+    let target = deployment.target().clone();
+    let mut screen = Screen::new(prompts);
+    let work = async {
+        let client = Client::connect(&target).await?;
+        client.stats(true).await?;
+        let started = Instant::now();
+        let sequences = decode(&client, requests, |index, tokens| screen.show(index, tokens)).await?;
+        let mut timings = Timings::default();
+        timings.add_round(&sequences, started.elapsed());
+        timings.add_stats(&client.stats(false).await?);
+        Ok(Run { sequences, timings })
+    };
+    let run = deployment.during(work).await?;
+    drop(screen);
+    Screen::print(prompts, &run.sequences)?;
+    Ok(run)
+}
+
+/// How often a line about the rounds is printed where there is no terminal.
+const ROUND_LINE_EVERY: Duration = Duration::from_secs(1);
+
+async fn repeat(deployment: &mut Deployment, prompts: &[Vec<u32>], requests: &[Request]) -> Result<Run, CliError> {
+    let mut run = once(deployment, prompts, requests).await?;
+    let target = deployment.target().clone();
+    let client = deployment.during(Client::connect(&target)).await?;
+    let mut said = Instant::now();
+    loop {
+        let started = Instant::now();
+        let sequences = match deployment.during(decode(&client, requests, |_, _| {})).await {
+            Err(CliError::Interrupted) => break,
+            sequences => sequences?,
+        };
+        run.timings.add_round(&sequences, started.elapsed());
+        if let Some(index) = run.differing(&sequences) {
+            let round = run.timings.rounds();
+            return Err(CliError::failed(format!("round {round}: sequence {index} has other tokens than in round 1")));
+        }
+        run.sequences = sequences;
+        if said.elapsed() >= ROUND_LINE_EVERY {
+            said = Instant::now();
+            say(&run.timings.round_line())?;
+        }
+    }
+    let stats = deployment.during(client.stats(false)).await?;
+    run.timings.add_stats(&stats);
+    Ok(run)
+}
+
+impl Run {
+    fn differing(&self, sequences: &[Decoded]) -> Option<usize> {
+        self.sequences.iter().zip(sequences).position(|(before, now)| before.tokens != now.tokens)
+    }
+}
+
+fn settings(arguments: &DemoArguments, prompts: &[Vec<u32>]) -> DeploymentSettings {
+    let mut settings = DeploymentLayer {
+        checkpoint: arguments.checkpoint.clone(),
+        attention: arguments.attention,
+        ffn: arguments.ffn,
+        microbatches: arguments.microbatches,
+        transport: arguments.transport,
+        dtype: arguments.dtype,
+        ..DeploymentLayer::default()
+    }
+    .resolve();
+    // Room for all sequences at once, even on one instance; a block may be left unfilled by each.
+    const BLOCK: usize = 64;
+    let tokens = |prompt: &Vec<u32>| prompt.len() + arguments.prompts.max_new_tokens as usize + BLOCK;
+    let needed = prompts.iter().map(tokens).sum();
+    settings.kv_tokens = settings.kv_tokens.max(NonZeroUsize::new(needed).unwrap_or(NonZeroUsize::MIN));
+    settings
+}
+
+fn requests(prompts: &[Vec<u32>], arguments: &DemoArguments) -> Vec<Request> {
+    let request = |prompt: &Vec<u32>| Request {
+        prompt: prompt.clone(),
+        max_new_tokens: arguments.prompts.max_new_tokens,
+        ignore_eos: true,
+        logits: arguments.logits.is_some(),
+    };
+    prompts.iter().map(request).collect()
+}
+
+fn introduce(name: &str, model: &ModelConfig, settings: &DeploymentSettings) -> Result<(), CliError> {
+    say(&format!(
+        "model        {name}: {} layers, {} experts of which {} a token, {} parameters",
+        model.num_layers,
+        model.num_experts,
+        model.top_k,
+        units::count(model.parameters().total)
+    ))?;
+    say(&format!(
+        "deployment   {} attention, {} FFN over {}, {} microbatches, {}",
+        settings.attention, settings.ffn, settings.transport, settings.microbatches, settings.dtype
+    ))
+}

@@ -1,0 +1,8 @@
+//! The processes of a deployment: what `scheduler`, `attention` and `ffn` run.
+
+mod log;
+mod member;
+mod scheduler;
+
+pub(crate) use member::{run_attention, run_ffn};
+pub(crate) use scheduler::run_scheduler;

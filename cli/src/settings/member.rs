@@ -1,0 +1,159 @@
+//! The settings of attention and FFN daemons: what both share, and what each adds.
+
+use super::{Layer, Precision, ReleasePolicy, Secret, Transport, aliases, read_token, settings};
+use crate::carried;
+use crate::error::CliError;
+use std::net::IpAddr;
+use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+use stepmesh_pipeline::DaemonOptions;
+use stepmesh_transport::{DeviceOptions, Provider};
+
+/// `NonZero`s that are written as literals.
+macro_rules! nonzero {
+    ($type:ident, $value:literal) => {
+        const {
+            match $type::new($value) {
+                Some(value) => value,
+                None => $type::MIN,
+            }
+        }
+    };
+}
+pub(super) use nonzero;
+
+macro_rules! member {
+    ($layer:ident => $settings:ident; $($own:tt)*) => {
+        settings! {
+            $layer => $settings, aliases: $layer::read_aliases;
+            /// The scheduler's URL
+            #[arg(value_name = "URL")]
+            scheduler: String = "http://127.0.0.1:7400".to_owned(),
+            /// Token that the scheduler wants. Visible in the process list: prefer STEPMESH_TOKEN or --token-file
+            token: Secret,
+            /// File whose first line is the token
+            #[arg(value_name = "FILE")]
+            token_file: PathBuf,
+            /// What the others call this daemon in their messages [default: the host's name]
+            name: String,
+            /// Rank to ask for [default: the lowest free one]
+            rank: u32,
+            /// The data plane: shm for processes of one host, tcp for any
+            transport: Transport = Transport::Shm,
+            /// tcp: address to bind and to give to peers
+            address: IpAddr = IpAddr::from([127, 0, 0, 1]),
+            /// tcp: port to listen on; 0 lets the system choose
+            port: u16 = 0,
+            /// Bind a non-loopback address though the scheduler wants no token
+            #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+            insecure: bool = false,
+            /// How long a connection may take to prove itself
+            #[arg(value_name = "MS")]
+            hello_timeout_ms: u64 = 5_000,
+            /// How long to poll before sleeping; above 0 only where every process has a core of its own
+            #[arg(value_name = "US")]
+            spin_us: u64 = 0,
+            /// Lanes of each link
+            #[arg(value_name = "N")]
+            lanes: NonZeroU8 = NonZeroU8::MIN,
+            /// Directory with config.json and safetensors [default: the small checkpoint that the program carries]
+            #[arg(value_name = "DIR")]
+            checkpoint: PathBuf,
+            /// What is computed in and sent
+            dtype: Precision = Precision::F32,
+            /// Microbatches in flight
+            #[arg(value_name = "M")]
+            microbatches: NonZeroU16 = nonzero!(NonZeroU16, 3),
+            /// Most tokens of one attention instance in one microbatch and step
+            #[arg(value_name = "N")]
+            max_rows: NonZeroU32 = nonzero!(NonZeroU32, 32),
+            /// Most registered memory
+            #[arg(value_name = "MIB")]
+            memory_limit_mib: usize = 4096,
+            /// How long to keep trying to reach the scheduler
+            #[arg(value_name = "MS")]
+            join_timeout_ms: u64 = 30_000,
+            /// How long a link may take to come up
+            #[arg(value_name = "MS")]
+            connect_timeout_ms: u64 = 10_000,
+            /// After SIGTERM: how long the daemon may take to leave before it is ended
+            #[arg(value_name = "MS")]
+            drain_timeout_ms: u64 = 5_000,
+            $($own)*
+        }
+
+        impl $layer {
+            fn read_aliases(variable: aliases::Variables<'_>) -> Result<Self, CliError> {
+                let root = aliases::scheduler_host_and_port(variable)?;
+                Ok(Self {
+                    scheduler: root.map(|(host, port)| aliases::url(&host, port)),
+                    rank: aliases::number(variable, "DMLC_NODE_RANK")?,
+                    ..Self::default()
+                })
+            }
+        }
+
+        impl $settings {
+            /// What the pipeline's daemons of both kinds are told.
+            pub(crate) fn daemon_options(&self) -> Result<DaemonOptions, CliError> {
+                let token = read_token(self.token.as_ref(), self.token_file.as_deref())?;
+                let options = DaemonOptions::new(self.scheduler.clone(), carried::source(self.checkpoint.as_deref()));
+                let options = DaemonOptions {
+                    token: token.as_ref().map(Secret::token).transpose()?,
+                    name: self.name.clone().unwrap_or_else(host_name),
+                    rank: self.rank,
+                    transport: self.transport.into(),
+                    device: DeviceOptions {
+                        address: self.address,
+                        port: self.port,
+                        hello_timeout: Duration::from_millis(self.hello_timeout_ms),
+                        spin: Duration::from_micros(self.spin_us),
+                    },
+                    lanes: self.lanes.get(),
+                    dtype: self.dtype.into(),
+                    microbatches: self.microbatches.get(),
+                    max_rows: self.max_rows.get(),
+                    memory_limit_bytes: self.memory_limit_mib.saturating_mul(1 << 20),
+                    join_timeout: Duration::from_millis(self.join_timeout_ms),
+                    connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+                    ..options
+                };
+                refuse_open_address(&options, self.insecure)?;
+                Ok(options)
+            }
+        }
+    };
+}
+
+member! {
+    AttentionLayer => AttentionSettings;
+    /// Tokens that the KV cache holds, over all sequences
+    #[arg(value_name = "N")]
+    kv_tokens: NonZeroUsize = nonzero!(NonZeroUsize, 16384),
+    /// Sequences that may wait for room before more are refused
+    #[arg(value_name = "N")]
+    queue: usize = 1024,
+}
+
+member! {
+    FfnLayer => FfnSettings;
+    /// When a batch is released: all, any, at-least:N or deadline:MICROSECONDS
+    policy: ReleasePolicy = ReleasePolicy::All,
+}
+
+/// Without a token, whoever reaches the scheduler could have himself linked with this daemon.
+fn refuse_open_address(options: &DaemonOptions, insecure: bool) -> Result<(), CliError> {
+    let address = options.device.address;
+    if options.transport == Provider::Tcp && !address.is_loopback() && options.token.is_none() && !insecure {
+        return Err(CliError::input(
+            format!("{address} can be reached from other hosts, but there is no token"),
+            "give the cluster's token with --token-file, or say --insecure if the network is trusted",
+        ));
+    }
+    Ok(())
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

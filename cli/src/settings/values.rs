@@ -1,0 +1,141 @@
+//! The values of settings that are words: transport, precision, policy.
+
+use clap::ValueEnum;
+use serde::Deserialize;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+use stepmesh_mesh::Policy;
+use stepmesh_model::Dtype;
+use stepmesh_transport::Provider;
+
+/// The data plane: shared memory (processes of one host) or TCP (any two hosts).
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    Shm,
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shm => "shm",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+/// What is computed in, and sent: exact 32-bit floating point, or bfloat16, the type of the released weights.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Precision {
+    F32,
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// When an FFN instance releases a batch.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub(crate) enum ReleasePolicy {
+    /// With every attention instance that can still come.
+    All,
+    /// At once.
+    Any,
+    /// When this many have come.
+    AtLeast(usize),
+    /// As `All`, but no later than this after the first.
+    Deadline(Duration),
+}
+
+impl FromStr for ReleasePolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = || format!("`{text}` is not a policy: all, any, at-least:N (N from 1) or deadline:MICROSECONDS");
+        match text.split_once(':') {
+            None if text == "all" => Ok(Self::All),
+            None if text == "any" => Ok(Self::Any),
+            Some(("at-least", count)) => match count.parse() {
+                Ok(count) if count > 0 => Ok(Self::AtLeast(count)),
+                _ => Err(unknown()),
+            },
+            Some(("deadline", micros)) => {
+                micros.parse().map(Duration::from_micros).map(Self::Deadline).map_err(|_| unknown())
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl TryFrom<String> for ReleasePolicy {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for ReleasePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Any => f.write_str("any"),
+            Self::AtLeast(count) => write!(f, "at-least:{count}"),
+            Self::Deadline(after) => write!(f, "deadline:{}", after.as_micros()),
+        }
+    }
+}
+
+impl From<Transport> for Provider {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Shm => Self::Shm,
+            Transport::Tcp => Self::Tcp,
+        }
+    }
+}
+
+impl From<Precision> for Dtype {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl From<ReleasePolicy> for Policy {
+    fn from(policy: ReleasePolicy) -> Self {
+        match policy {
+            ReleasePolicy::All => Self::All,
+            ReleasePolicy::Any => Self::Any,
+            ReleasePolicy::AtLeast(count) => Self::AtLeast(count),
+            ReleasePolicy::Deadline(after) => Self::Deadline(after),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_reads_what_it_writes() {
+        for text in ["all", "any", "at-least:3", "deadline:250"] {
+            assert_eq!(text.parse::<ReleasePolicy>().unwrap().to_string(), text);
+        }
+        for text in ["", "most", "at-least:0", "at-least:", "deadline:soon", "all:1"] {
+            assert!(text.parse::<ReleasePolicy>().unwrap_err().contains("at-least:N"), "{text}");
+        }
+    }
+}

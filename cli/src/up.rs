@@ -1,0 +1,27 @@
+//! `stepmesh up`: a deployment in the foreground until a signal ends it.
+
+use crate::deployment::Deployment;
+use crate::error::CliError;
+use crate::output::say;
+use crate::settings::DeploymentSettings;
+use crate::signals;
+
+/// Prints one line that starts with `ready` once requests are taken.
+pub(crate) fn run(settings: &DeploymentSettings, verbose: bool) -> Result<(), CliError> {
+    crate::carried::check(settings.checkpoint.as_deref())?;
+    signals::runtime()?.block_on(async {
+        let mut deployment = match Deployment::start(settings, verbose, &mut |_| {}).await {
+            Err(CliError::Interrupted) => return Ok(()),
+            started => started?,
+        };
+        say(&format!("ready {}", deployment.target().url))?;
+        // Only a signal or a loss ends this.
+        match deployment.during(std::future::pending::<Result<(), CliError>>()).await {
+            Err(CliError::Interrupted) => {
+                deployment.stop();
+                Ok(())
+            }
+            ended => ended,
+        }
+    })
+}

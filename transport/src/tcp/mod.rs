@@ -11,6 +11,9 @@
 //! (so a refused access is never reported as done), and that needs the peer to poll. A silent host is noticed within ten
 //! seconds; a live peer that does not poll for ten seconds while bytes wait for it counts as gone.
 //!
+//! A link that was closed while work was queued still sends that work, for a second at most and as long as the endpoint is
+//! polled; what it receives meanwhile is discarded.
+//!
 //! A large read's bytes are taken from the peer's region as they leave. A write that is posted after it on the same
 //! lane, to the same place, may overtake them: await the read first.
 

@@ -308,7 +308,8 @@ impl Outbox {
         }
     }
 
-    /// Ends all work, oldest first: with `refused`, that work was refused and what was posted after it had no effect.
+    /// Ends all work, oldest first: with `refused`, that work was refused, what was posted before it took
+    /// effect (the bytes of a read may still be missing), and what was posted after it did not.
     pub(super) fn abandon(&self, refused: Option<u64>, mut report: impl FnMut(Option<u64>, Fate)) {
         if refused.is_some_and(|sequence| sequence < self.first) {
             report(None, Fate::Refused);
@@ -316,7 +317,7 @@ impl Outbox {
         for (sequence, entry) in (self.first..).zip(&self.work) {
             let fate = match refused {
                 Some(bad) if sequence == bad => Fate::Refused,
-                Some(bad) if sequence < bad => Fate::Done,
+                Some(bad) if sequence < bad && entry.target.is_none() => Fate::Done,
                 Some(_) => Fate::Flushed,
                 None if entry.done => Fate::Done,
                 None => Fate::Flushed,

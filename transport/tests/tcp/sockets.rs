@@ -9,7 +9,7 @@ use stepmesh_transport::testing::{
 };
 use stepmesh_transport::{
     Access, Completion, DeviceOptions, Disconnect, LinkSpec, Op, PostError, Provider, Remote, Side, Source, Target,
-    Work,
+    Work, WorkError,
 };
 
 #[test]
@@ -90,6 +90,14 @@ fn a_peer_that_never_reads_blocks_nobody_else() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     let refused = world.ends[A].endpoint.post(link, 0, &[work(notify(1))]);
     assert_eq!(refused, Err(PostError::WouldBlock));
+    let start = Instant::now();
+    let mut waits = 0;
+    while start.elapsed() < Duration::from_millis(200) {
+        world.ends[A].endpoint.wait(Duration::from_millis(20)).unwrap();
+        world.ends[A].poll();
+        waits += 1;
+    }
+    assert!(waits < 30, "a blocked lane keeps the endpoint awake: {waits} waits");
     assert!(deaf.ended(deaf_link).is_none() && world.ends[A].ended(link).is_none());
 }
 
@@ -144,8 +152,30 @@ fn a_refused_write_without_a_signal_is_reported_too() {
     let source = world.ends[A].source(1, 64);
     world.post(A, link, 0, write(&source, 0..64, &target.remote, 0), None);
     world.both_ended(link);
-    let refused = Err(stepmesh_transport::WorkError::RemoteAccess);
+    let refused = Err(WorkError::RemoteAccess);
     assert_eq!(world.ends[A].sent(link.0[A]), [(u64::MAX, refused)]);
+}
+
+#[test]
+fn a_read_before_a_refused_write_is_done_only_with_its_bytes() {
+    for len in [1000, 32 << 20] {
+        let mut tcp = Tcp::default();
+        let (mut world, link) = World::connected(&mut tcp, 1);
+        let granted = world.grant(link, B, len, Access::PeerRead);
+        granted.region.write(0, &pattern(1, len)).unwrap();
+        let here = world.ends[A].device.allocate(len, Access::Local, None).unwrap();
+        let remote = Remote { region: &granted.remote, offset: 0 };
+        let read = Op::Read { remote, target: Target { region: &here, offset: 0, len } };
+        let bad = write(&here, 0..1, &granted.remote, 0);
+        let chain = [Work { op: read, signal: Some(1) }, Work { op: bad, signal: Some(2) }];
+        world.ends[A].endpoint.post(link.0[A], 0, &chain).unwrap();
+        world.both_ended(link);
+        let sent = world.ends[A].sent(link.0[A]);
+        assert_eq!(sent[1], (2, Err(WorkError::RemoteAccess)));
+        let mut bytes = vec![0; len];
+        here.read(0, &mut bytes).unwrap();
+        assert_eq!(sent[0].1.is_ok(), bytes == pattern(1, len), "{sent:?}");
+    }
 }
 
 /// Counts what this thread allocates.

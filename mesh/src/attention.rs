@@ -4,8 +4,8 @@ use crate::control::Control;
 use crate::layout::{Direction, SlotLayout};
 use crate::link::Stage;
 use crate::member::{Arrival, Member, MemberOptions};
+use crate::reply::{Landing, Replies, Reply};
 use crate::tickets::{Ticket, TicketStatus, Tickets};
-use crate::trace::Trace;
 use crate::{MeshError, MeshEvent, Role, TicketFailure};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use stepmesh_transport::{Clock, Device, Region, Waker};
 /// What a request says besides its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Request<'a> {
-    /// Requests of equal microbatch and group may share a batch on the FFN side: the layer.
+    /// Requests of equal microbatch and group may share a batch on the FFN side: the layer. Below `u32::MAX`.
     pub group: u32,
     /// For the FFN side's application.
     pub app: [u8; 16],
@@ -26,24 +26,30 @@ pub struct Request<'a> {
     pub leave: bool,
 }
 
+impl Request<'_> {
+    /// The header of this request, its parts placed; without what only the mesh knows.
+    pub(crate) fn header(&self, layout: &SlotLayout) -> Result<Header, MeshError> {
+        if self.group == NO_GROUP {
+            return Err(MeshError::Transfer(format!("group {NO_GROUP} is reserved")));
+        }
+        let mut header = Header::default();
+        header.group = self.group;
+        header.app = self.app;
+        header.flags = if self.leave { Flags::LEAVE } else { Flags::NONE };
+        layout.place(Direction::A2F, self.parts, &mut header)?;
+        Ok(header)
+    }
+}
+
+/// The group of a transfer that is no request: its sender leaves.
+pub(crate) const NO_GROUP: u32 = u32::MAX;
+
 /// An attention instance in the mesh. Owned and driven by one thread: every call makes progress.
 pub struct AttentionMesh {
-    member: Member,
+    pub(crate) member: Member,
     tickets: Tickets,
     filling: Arc<[AtomicBool]>,
-    slots: Vec<Slot>,
-}
-
-#[derive(Default)]
-struct Slot {
-    requested_ns: u64,
-    landings: Vec<Option<Landing>>,
-}
-
-struct Landing {
-    region: Region,
-    header: Header,
-    landed_ns: u64,
+    replies: Vec<Replies>,
 }
 
 /// A microbatch's send slot, owned until pushed or dropped.
@@ -56,6 +62,23 @@ pub struct SendBuffer {
 }
 
 impl SendBuffer {
+    /// The slot's only buffer until it is dropped, pushed or not; `WouldBlock` while there is another.
+    pub(crate) fn claim(
+        slot: u16,
+        region: Region,
+        layout: Arc<SlotLayout>,
+        filling: Arc<[AtomicBool]>,
+    ) -> Result<Self, MeshError> {
+        if filling[usize::from(slot)].swap(true, Ordering::AcqRel) {
+            return Err(MeshError::WouldBlock(slot));
+        }
+        Ok(Self { slot, region, layout, filling })
+    }
+
+    pub(crate) fn is_of(&self, filling: &Arc<[AtomicBool]>) -> bool {
+        Arc::ptr_eq(&self.filling, filling)
+    }
+
     /// The microbatch.
     pub fn microbatch(&self) -> u16 {
         self.slot
@@ -77,52 +100,6 @@ impl SendBuffer {
 impl Drop for SendBuffer {
     fn drop(&mut self) {
         self.filling[usize::from(self.slot)].store(false, Ordering::Release);
-    }
-}
-
-/// The replies of all FFN instances to one request, in place. The microbatch's slots belong to the reader until the
-/// next request on it, which the borrow excludes.
-pub struct Reply<'a> {
-    mesh: &'a AttentionMesh,
-    slot: u16,
-}
-
-impl Reply<'_> {
-    /// FFN instances that replied: all of them.
-    pub fn ranks(&self) -> usize {
-        self.landings().len()
-    }
-
-    fn landings(&self) -> &[Option<Landing>] {
-        &self.mesh.slots[usize::from(self.slot)].landings
-    }
-
-    /// What one FFN instance's reply says of its parts.
-    pub fn parts(&self, rank: usize) -> &[Part] {
-        self.landings().get(rank).and_then(Option::as_ref).map_or(&[], |landing| landing.header.parts())
-    }
-
-    /// The bytes in use of one part of one FFN instance's reply, `[rows, row_bytes]`.
-    pub fn part(&self, rank: usize, part: usize) -> &[u8] {
-        let Some(Some(landing)) = self.landings().get(rank) else { return &[] };
-        let Some(used) = landing.header.parts().get(part) else { return &[] };
-        let layout = &self.mesh.member.options.layout;
-        let start = layout.headers_bytes() + layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
-        // SAFETY: the reply has landed and the FFN instance may not write the slot before the next request on it, which
-        // needs the mesh exclusively.
-        unsafe { landing.region.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
-    }
-
-    /// The application's bytes of one FFN instance's reply.
-    pub fn app(&self, rank: usize) -> [u8; 16] {
-        self.landings().get(rank).and_then(Option::as_ref).map_or([0; 16], |landing| landing.header.app)
-    }
-
-    /// Where the time went between this side and one FFN instance.
-    pub fn trace(&self, rank: usize) -> Trace {
-        let slot = &self.mesh.slots[usize::from(self.slot)];
-        let Some(Some(landing)) = slot.landings.get(rank) else { return Trace::default() };
-        Trace::new(slot.requested_ns, landing.landed_ns, landing.header.stamps)
     }
 }
 
@@ -148,13 +125,14 @@ impl AttentionMesh {
         control: Box<dyn Control>,
         clock: Clock,
     ) -> Result<Self, MeshError> {
-        let slots = options.layout.microbatches();
+        let layout = options.layout.clone();
+        let slots = layout.microbatches();
         let member = Member::new(Role::Attention, options, device, endpoint, control, clock)?;
         Ok(Self {
             member,
             tickets: Tickets::new(slots, 0),
             filling: (0..slots).map(|_| AtomicBool::new(false)).collect(),
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            replies: (0..slots).map(|slot| Replies::new(slot, layout.clone())).collect(),
         })
     }
 
@@ -201,12 +179,8 @@ impl AttentionMesh {
     /// Makes progress without blocking.
     pub fn poll(&mut self) -> Result<(), MeshError> {
         self.member.poll()?;
-        if self.member.rank.is_some() && self.slots.first().is_some_and(|slot| slot.landings.len() != self.member.peers)
-        {
-            self.tickets = Tickets::new(self.slots.len() as u16, self.member.peers);
-            for slot in &mut self.slots {
-                slot.landings = (0..self.member.peers).map(|_| None).collect();
-            }
+        if self.tickets.peers() != self.member.peers {
+            self.tickets = Tickets::new(self.replies.len() as u16, self.member.peers);
         }
         while let Some(end) = self.member.ended.pop_front() {
             self.tickets.link_ended(end.rank, &TicketFailure::PeerLost { peer: end.peer, reason: end.reason });
@@ -232,8 +206,8 @@ impl AttentionMesh {
             self.member.fence(arrival.rank, format!("a reply for microbatch {} that was not due", header.slot));
             return;
         }
-        self.slots[usize::from(header.slot)].landings[arrival.rank] =
-            Some(Landing { region, header, landed_ns: arrival.received_ns });
+        let landing = Landing { region, header, landed_ns: arrival.received_ns };
+        self.replies[usize::from(header.slot)].land(arrival.rank, landing);
     }
 
     /// Fences the links that were draining and have no other transfer under way, or have had their time.
@@ -248,19 +222,12 @@ impl AttentionMesh {
     }
 
     fn check_slot(&self, slot: u16) -> Result<(), MeshError> {
-        let microbatches = self.slots.len() as u16;
+        let microbatches = self.replies.len() as u16;
         if slot >= microbatches { Err(MeshError::NoMicrobatch { slot, microbatches }) } else { Ok(()) }
     }
 
     fn check_linked(&self) -> Result<(), MeshError> {
-        let up = |link: &Option<crate::link::Link>| link.as_ref().is_some_and(|link| link.stage == Stage::Up);
-        if self.member.links.is_empty() {
-            return Err(MeshError::NotLinked("any FFN instance: not admitted yet".into()));
-        }
-        match self.member.links.iter().position(|link| !up(link)) {
-            Some(rank) => Err(MeshError::NotLinked(format!("ffn {rank}"))),
-            None => Ok(()),
-        }
+        self.unlinked().map_or(Ok(()), |rank| Err(not_linked(rank)))
     }
 
     /// The send slot of a microbatch, to be filled in place. `WouldBlock` while an earlier transfer of it is under way
@@ -269,28 +236,28 @@ impl AttentionMesh {
         self.check_slot(microbatch)?;
         self.check_linked()?;
         let Some(region) = self.member.outbox.clone() else {
-            return Err(MeshError::NotLinked("any FFN instance: not admitted yet".into()));
+            return Err(not_linked(None));
         };
-        if !self.tickets.is_free(microbatch) || self.filling[usize::from(microbatch)].swap(true, Ordering::AcqRel) {
+        if !self.tickets.is_free(microbatch) {
             return Err(MeshError::WouldBlock(microbatch));
         }
-        // `SendBuffer` clears the mark when it is dropped, pushed or not.
-        let layout = self.member.options.layout.clone();
-        Ok(SendBuffer { slot: microbatch, region, layout, filling: self.filling.clone() })
+        SendBuffer::claim(microbatch, region, self.member.options.layout.clone(), self.filling.clone())
     }
 
     /// Sends the request to every FFN instance and returns the ticket for all their replies.
     pub fn push_pull(&mut self, buffer: SendBuffer, request: Request<'_>) -> Result<Ticket, MeshError> {
-        let slot = buffer.slot;
-        if !Arc::ptr_eq(&buffer.filling, &self.filling) {
+        if !buffer.is_of(&self.filling) {
             return Err(MeshError::Transfer("the send buffer is another mesh's".into()));
         }
+        let header = request.header(&self.member.options.layout)?;
+        self.push(buffer, header)
+    }
+
+    /// As [`AttentionMesh::push_pull`], with a request's header; the buffer is this mesh's.
+    pub(crate) fn push(&mut self, buffer: SendBuffer, header: Header) -> Result<Ticket, MeshError> {
         self.check_linked()?;
-        let mut header = self.header(slot, request.group, request.leave);
-        header.app = request.app;
-        self.member.options.layout.place(Direction::A2F, request.parts, &mut header)?;
-        let ticket = self.tickets.begin(slot);
-        self.post(slot, header)?;
+        let ticket = self.tickets.begin(buffer.slot);
+        self.post(buffer.slot, header);
         Ok(ticket)
     }
 
@@ -303,30 +270,24 @@ impl AttentionMesh {
             return Err(MeshError::WouldBlock(microbatch));
         }
         self.tickets.begin_unattended(microbatch);
-        self.post(microbatch, self.header(microbatch, u32::MAX, true))
+        let mut header = Header::default();
+        header.group = NO_GROUP;
+        header.flags = Flags::LEAVE;
+        self.post(microbatch, header);
+        Ok(())
     }
 
-    fn header(&self, slot: u16, group: u32, leave: bool) -> Header {
-        let mut header = Header::default();
+    fn post(&mut self, slot: u16, mut header: Header) {
         header.slot = slot;
         header.source = self.member.rank.unwrap_or_default() as u16;
-        header.group = group;
-        header.flags = if leave { Flags::LEAVE } else { Flags::NONE };
-        header
-    }
-
-    fn post(&mut self, slot: u16, mut header: Header) -> Result<(), MeshError> {
         let requested_ns = self.member.clock.now_ns();
         header.stamps = Stamps { posted_ns: requested_ns, ..Stamps::default() };
-        let state = &mut self.slots[usize::from(slot)];
-        state.requested_ns = requested_ns;
-        state.landings.fill_with(|| None);
+        self.replies[usize::from(slot)].reset(self.member.peers, requested_ns);
         for rank in 0..self.member.peers {
             if let Err(error) = self.member.send(rank, header) {
                 self.member.fence(rank, error.to_string());
             }
         }
-        Ok(())
     }
 
     /// Where a ticket stands; makes no progress by itself.
@@ -345,8 +306,35 @@ impl AttentionMesh {
             }
             TicketStatus::Ready => {
                 self.tickets.consume(ticket);
-                Ok(Reply { mesh: self, slot: ticket.slot })
+                Ok(Reply(&self.replies[usize::from(ticket.slot)]))
             }
+        }
+    }
+
+    /// As [`AttentionMesh::take`] for a ticket that is not pending, with replies that the caller keeps; `replies`, of the
+    /// same slot, takes their place here.
+    pub(crate) fn take_owned(&mut self, ticket: Ticket, replies: &mut Replies) -> Result<(), MeshError> {
+        self.take(ticket)?;
+        std::mem::swap(&mut self.replies[usize::from(ticket.slot)], replies);
+        Ok(())
+    }
+
+    pub(crate) fn filling(&self) -> &Arc<[AtomicBool]> {
+        &self.filling
+    }
+
+    /// Whether a new transfer may use the slot.
+    pub(crate) fn is_free(&self, microbatch: u16) -> bool {
+        self.tickets.is_free(microbatch)
+    }
+
+    /// The lowest rank that is not linked; `None` within if nobody is known yet.
+    pub(crate) fn unlinked(&self) -> Option<Option<usize>> {
+        let up = |link: &Option<crate::link::Link>| link.as_ref().is_some_and(|link| link.stage == Stage::Up);
+        match self.member.links.iter().position(|link| !up(link)) {
+            None if self.member.links.is_empty() => Some(None),
+            None => None,
+            rank => Some(rank),
         }
     }
 
@@ -365,7 +353,7 @@ impl AttentionMesh {
         }
     }
 
-    /// Gives a ticket up. Its slot is quarantined until the FFN instances that have not replied are fenced off: their
+    /// Gives a ticket up: it need not be waited for any more. Its slot is quarantined until the FFN instances that have not replied are fenced off: their
     /// links end once other transfers on them are done (or [`MemberOptions::drain`] has passed) and come back as new
     /// incarnations.
     pub fn cancel(&mut self, ticket: Ticket) {
@@ -397,4 +385,8 @@ impl AttentionMesh {
             self.member.sleep(deadline)?;
         }
     }
+}
+
+pub(crate) fn not_linked(rank: Option<usize>) -> MeshError {
+    MeshError::NotLinked(rank.map_or("any FFN instance: not admitted yet".into(), |rank| format!("ffn {rank}")))
 }

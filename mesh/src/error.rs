@@ -1,6 +1,7 @@
 //! What the mesh refuses, and what can befall it, in words that say which peer and what to do.
 
 use crate::Peer;
+use std::sync::Arc;
 use std::time::Duration;
 use stepmesh_transport::TransportError;
 use thiserror::Error;
@@ -62,6 +63,12 @@ pub enum MeshError {
     /// The ticket will never complete.
     #[error("{0}")]
     Ticket(#[from] TicketFailure),
+    /// The engine's progress thread met an error that it could not go on from.
+    #[error("the progress thread has ended: {0}")]
+    Ended(Arc<MeshError>),
+    /// A bug of this crate or of a provider.
+    #[error("it panicked; this is a bug, its message is on standard error")]
+    Panicked,
 }
 
 /// Why a ticket failed.

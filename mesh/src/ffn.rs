@@ -1,6 +1,7 @@
 //! The FFN side: `next_batch` → compute → `respond`.
 
 use crate::arrivals::{Arrivals, Policy};
+use crate::attention::NO_GROUP;
 use crate::control::Control;
 use crate::layout::{Direction, SlotLayout};
 use crate::link::InUse;
@@ -13,7 +14,7 @@ use stepmesh_transport::{Clock, Device, Region, Waker};
 
 /// An FFN instance in the mesh. Owned and driven by one thread: every call makes progress.
 pub struct FfnMesh {
-    member: Member,
+    pub(crate) member: Member,
     arrivals: Arrivals,
     /// The request that waits in each (slot, rank).
     requests: Vec<Option<Arrival>>,
@@ -25,7 +26,6 @@ pub struct FfnMesh {
 #[derive(Debug)]
 pub struct Segment {
     rank: usize,
-    incarnation: u32,
     header: Header,
     received_ns: u64,
     handed_out_ns: u64,
@@ -38,7 +38,7 @@ pub struct Segment {
     reply_parts: usize,
     failure: Option<[u8; 16]>,
     // Last, so that the fence is complete only when the regions above are gone.
-    _in_use: Arc<InUse>,
+    in_use: Arc<InUse>,
 }
 
 impl Segment {
@@ -130,6 +130,15 @@ pub struct PartArray {
     pub rank_stride_bytes: usize,
 }
 
+impl PartArray {
+    /// A part of a microbatch, from where the payload areas lie.
+    pub(crate) fn part(self, layout: &SlotLayout, microbatch: u16, part: usize) -> Option<Self> {
+        let offset = layout.part_offset(Direction::A2F, part)?;
+        let first = layout.slot_offset(Direction::A2F, microbatch) + offset;
+        (microbatch < layout.microbatches()).then_some(Self { base: self.base + first, ..self })
+    }
+}
+
 impl FfnMesh {
     /// Starts to join. [`FfnMesh::poll`] until [`FfnMesh::rank`] is known, or use [`FfnMesh::wait_complete`].
     pub fn new(
@@ -203,12 +212,20 @@ impl FfnMesh {
 
     /// Where a request part of a microbatch lies for all ranks, for kernels that take segments.
     pub fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
+        self.payloads()?.part(&self.member.options.layout, microbatch, part)
+    }
+
+    /// Where the attention instances' payload areas lie.
+    pub(crate) fn payloads(&self) -> Option<PartArray> {
         let layout = &self.member.options.layout;
-        let offset = layout.part_offset(Direction::A2F, part)?;
         let headers = if self.member.device.properties().maps_peer_memory { 0 } else { layout.headers_bytes() };
-        let first = headers + layout.slot_offset(Direction::A2F, microbatch) + offset;
-        let base = self.member.space.as_ref()?.base().as_ptr() as usize + first;
+        let base = self.member.space.as_ref()?.base().as_ptr() as usize + headers;
         Some(PartArray { base, rank_stride_bytes: self.member.stride_bytes().ok()? })
+    }
+
+    /// When, with no further arrival, the policy will next release something.
+    pub(crate) fn next_release(&self, policy: Policy) -> Option<Instant> {
+        self.arrivals.next_release(policy)
     }
 
     /// Makes progress without blocking.
@@ -244,7 +261,7 @@ impl FfnMesh {
             return;
         }
         let leaves = arrival.header.flags.has(Flags::LEAVE);
-        if leaves && arrival.header.parts().is_empty() {
+        if leaves && arrival.header.group == NO_GROUP {
             self.arrivals.left(slot, rank);
             let now_ns = self.member.clock.now_ns();
             let reply = reply_header(&arrival.header, self.member.rank, arrival.received_ns, now_ns, now_ns);
@@ -289,7 +306,6 @@ impl FfnMesh {
         };
         Some(Segment {
             rank: request.rank,
-            incarnation: link.incarnation,
             header: request.header,
             received_ns: request.received_ns,
             handed_out_ns,
@@ -301,7 +317,7 @@ impl FfnMesh {
             reply: [Part::default(); MAX_PARTS],
             reply_parts: 0,
             failure: None,
-            _in_use: link.in_use.clone(),
+            in_use: link.in_use.clone(),
         })
     }
 
@@ -316,7 +332,7 @@ impl FfnMesh {
             if self.member.clock.now() >= deadline || !self.member.events.is_empty() {
                 return Ok(None);
             }
-            let until = self.arrivals.next_release(policy).map_or(deadline, |release| release.min(deadline));
+            let until = self.next_release(policy).map_or(deadline, |release| release.min(deadline));
             self.member.sleep(until)?;
         }
     }
@@ -325,11 +341,11 @@ impl FfnMesh {
     pub fn respond(&mut self, mut batch: Batch) -> Result<(), MeshError> {
         let now_ns = self.member.clock.now_ns();
         for segment in batch.segments.drain(..) {
-            let same = |link: &crate::link::Link| link.incarnation == segment.incarnation;
-            if !self.member.links[segment.rank].as_ref().is_some_and(same) {
+            let link = self.member.links.get(segment.rank).and_then(Option::as_ref);
+            if !link.is_some_and(|link| Arc::ptr_eq(&link.in_use, &segment.in_use)) {
                 continue;
             }
-            self.arrivals.answered(batch.microbatch, segment.rank);
+            self.arrivals.answered(segment.header.slot, segment.rank);
             let mut reply =
                 reply_header(&segment.header, self.member.rank, segment.received_ns, segment.handed_out_ns, now_ns);
             if let Some(reason) = segment.failure {

@@ -3,7 +3,7 @@
 //!
 //! What decides is pure and tested on a virtual clock: [`scheduler::State`], the immediate counters, the arrival
 //! policies, the tickets. A member joins them to an endpoint of any provider and to the control plane, and is driven by
-//! its owner's calls.
+//! its owner's calls, or by a thread of its own ([`threaded`]).
 
 mod arrivals;
 mod attention;
@@ -14,18 +14,21 @@ mod ffn;
 mod layout;
 mod link;
 mod member;
+mod reply;
 mod tickets;
 mod trace;
 
 pub mod control;
 pub mod scheduler;
+pub mod threaded;
 
 pub use arrivals::Policy;
-pub use attention::{AttentionMesh, Reply, Request, SendBuffer};
+pub use attention::{AttentionMesh, Request, SendBuffer};
 pub use error::{MeshError, TicketFailure};
 pub use event::{MeshEvent, Peer, Role};
 pub use ffn::{Batch, FfnMesh, PartArray, Segment};
 pub use layout::{Direction, PartSpec, SlotLayout};
 pub use member::MemberOptions;
+pub use reply::{Replies, Reply};
 pub use tickets::{Ticket, TicketStatus};
 pub use trace::Trace;

@@ -108,7 +108,6 @@ pub(crate) struct Member {
     pub(crate) arrivals: Vec<Arrival>,
     pub(crate) ended: VecDeque<LinkEnd>,
     pub(crate) events: VecDeque<MeshEvent>,
-    refused: Option<MeshError>,
     pub(crate) scheduler_lost: Option<String>,
 }
 
@@ -165,7 +164,6 @@ impl Member {
             arrivals: Vec::with_capacity(256),
             ended: VecDeque::new(),
             events: VecDeque::new(),
-            refused: None,
             scheduler_lost: None,
         })
     }
@@ -221,10 +219,7 @@ impl Member {
         self.completions = completions;
         polled?;
         self.tend_links();
-        match self.refused.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn poll_control(&mut self) -> Result<(), MeshError> {
@@ -494,7 +489,14 @@ impl Member {
         let receives = self.receives();
         let Some(link) = self.links[rank].as_mut() else { return };
         if link.stage == Stage::Granting {
-            link.early.push(bits);
+            if link.early.len() < usize::from(self.options.layout.microbatches()) * usize::from(link.lanes) {
+                link.early.push(bits);
+            } else {
+                self.fence(
+                    rank,
+                    "the peer broke the protocol: more transfers than slots before the link was up".into(),
+                );
+            }
             return;
         }
         match accept(link, &self.options.layout, receives, bits) {

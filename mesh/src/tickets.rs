@@ -47,30 +47,42 @@ struct Slot {
     failure: Option<TicketFailure>,
 }
 
+impl Slot {
+    /// Nobody will ask for the ticket any more, or need not.
+    fn is_settled(&self) -> bool {
+        self.phase != Phase::InFlight || self.failure == Some(TicketFailure::Cancelled)
+    }
+}
+
 /// All slots of one attention instance towards `peers` FFN instances.
 #[derive(Debug)]
 pub(crate) struct Tickets {
     slots: Vec<Slot>,
+    peers: usize,
     next: u64,
 }
 
 impl Tickets {
     pub(crate) fn new(slots: u16, peers: usize) -> Self {
         let slot = || Slot { waiting: vec![false; peers], ..Slot::default() };
-        Self { slots: (0..slots).map(|_| slot()).collect(), next: 0 }
+        Self { slots: (0..slots).map(|_| slot()).collect(), peers, next: 0 }
     }
 
     /// Whether a new transfer may use the slot.
     pub(crate) fn is_free(&self, slot: u16) -> bool {
         let slot = &self.slots[usize::from(slot)];
-        slot.phase != Phase::InFlight && slot.missing == 0
+        slot.is_settled() && slot.missing == 0
+    }
+
+    pub(crate) fn peers(&self) -> usize {
+        self.peers
     }
 
     /// A transfer starts; every peer's reply is missing. The slot must be free.
     pub(crate) fn begin(&mut self, index: u16) -> Ticket {
         self.next += 1;
         let slot = &mut self.slots[usize::from(index)];
-        debug_assert!(slot.phase != Phase::InFlight && slot.missing == 0);
+        debug_assert!(slot.is_settled() && slot.missing == 0);
         slot.phase = Phase::InFlight;
         slot.number = self.next;
         slot.failure = None;
@@ -181,6 +193,11 @@ mod tests {
         assert!(tickets.replied(0, 1, None));
         assert_eq!(tickets.cancel(ticket), [0, 2]);
         assert!(!tickets.waits_for(0), "a cancelled ticket does not hold its link open");
+        assert!(!tickets.is_free(0), "quarantined");
+        for peer in [0, 2] {
+            assert!(tickets.replied(0, peer, Some(TicketFailure::Cancelled)));
+        }
+        assert!(tickets.is_free(0), "a cancelled ticket need not be waited for");
         assert_eq!(tickets.cancel(ticket), [], "cancelling twice does nothing");
     }
 

@@ -20,6 +20,8 @@ const EXPLANATION: Duration = Duration::from_millis(500);
 pub(crate) const LISTENING: &str = "listening ";
 /// How a daemon says that it was admitted.
 pub(crate) const JOINED: &str = "joined ";
+/// How a daemon says that the deployment is complete.
+pub(crate) const READY: &str = "ready ";
 
 /// The processes, and the way to their scheduler.
 pub(crate) struct Deployment {
@@ -48,13 +50,16 @@ impl Deployment {
         let target = Target { url: String::new(), token };
         let mut deployment = Self { supervisor: Supervisor::new(verbose)?, interrupt, target };
         let limit = Duration::from_millis(settings.start_timeout_ms);
-        match tokio::time::timeout(limit, deployment.bring_up(settings, observe)).await {
-            Ok(result) => result.map(|()| deployment),
+        let error = match tokio::time::timeout(limit, deployment.bring_up(settings, observe)).await {
+            Ok(Ok(())) => return Ok(deployment),
+            Ok(Err(error)) => error,
             Err(_) => {
-                deployment.supervisor.last_words().for_each(|line| crate::output::complain(&line));
-                Err(CliError::failed(format!("the deployment is not complete after {limit:?}")))
+                deployment.show_last_words();
+                CliError::failed(format!("the deployment is not complete after {limit:?}"))
             }
-        }
+        };
+        deployment.stop().await;
+        Err(error)
     }
 
     async fn bring_up(
@@ -153,10 +158,8 @@ impl Deployment {
             }
         };
         let _ = tokio::time::timeout(LAST_WORDS, listen).await;
-        self.supervisor.stop(STOP_GRACE_AFTER_LOSS);
-        if !self.supervisor.is_verbose() {
-            self.supervisor.last_words().for_each(|line| crate::output::complain(&line));
-        }
+        self.supervisor.stop(STOP_GRACE_AFTER_LOSS).await;
+        self.show_last_words();
         let said = self.supervisor.lines_of(first).filter_map(|line| line.strip_prefix("error: ")).last();
         let message = match said {
             Some(said) => format!("{}: {said}", ending.message),
@@ -166,9 +169,21 @@ impl Deployment {
         CliError::Lost { message, code }
     }
 
+    /// What the processes said, unless it was shown when it came.
+    fn show_last_words(&self) {
+        if self.supervisor.is_verbose() {
+            return;
+        }
+        for (label, line) in self.supervisor.last_words() {
+            if ![LISTENING, JOINED, READY].iter().any(|news| line.starts_with(news)) {
+                crate::output::complain(&format!("[{label}] {line}"));
+            }
+        }
+    }
+
     /// Stops everything; all processes have ended when it returns.
-    pub(crate) fn stop(mut self) {
-        self.supervisor.stop(STOP_GRACE);
+    pub(crate) async fn stop(mut self) {
+        self.supervisor.stop(STOP_GRACE).await;
     }
 }
 

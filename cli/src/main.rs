@@ -23,6 +23,7 @@ mod up;
 
 use arguments::{Arguments, Command};
 use error::CliError;
+use roles::Log;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -41,13 +42,18 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         guard::end_with(supervisor)?;
     }
     let verbose = arguments.verbose;
+    let log = match (verbose, arguments.supervised_by) {
+        (false, Some(_)) => Log::Problems,
+        (true, None) => Log::Everything,
+        _ => Log::Events,
+    };
     match arguments.command {
         Command::Demo(arguments) => demo::run(*arguments, verbose),
         Command::Up(settings) => up::run(&settings.resolve()?, verbose),
         Command::Generate(arguments) => generate::run(*arguments),
-        Command::Scheduler(settings) => roles::run_scheduler(&settings.resolve()?, verbose),
-        Command::Attention(settings) => roles::run_attention(&settings.resolve()?, verbose),
-        Command::Ffn(settings) => roles::run_ffn(&settings.resolve()?, verbose),
+        Command::Scheduler(settings) => roles::run_scheduler(&settings.resolve()?, log),
+        Command::Attention(settings) => roles::run_attention(&settings.resolve()?, log),
+        Command::Ffn(settings) => roles::run_ffn(&settings.resolve()?, log),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }

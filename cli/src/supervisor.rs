@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 
 /// Lines of each child that are kept for the case that it fails.
 const LINES_KEPT: usize = 64;
-/// How long [`Supervisor::stop`] sleeps between two looks.
-const STOP_POLL: Duration = Duration::from_millis(5);
+/// How long children that are dropped may take to end, and how often they are looked at.
+const DROP_GRACE: Duration = Duration::from_secs(2);
+const DROP_POLL: Duration = Duration::from_millis(5);
 
 /// A child's position in the order of starting.
 pub(crate) type ChildId = usize;
@@ -83,6 +84,9 @@ impl Supervisor {
         let errors = output.try_clone().map_err(failed())?;
         let mut command = Command::new(program::path());
         command.arg0(program::name()).args(&spec.arguments).arg("--supervised-by").arg(std::process::id().to_string());
+        if self.verbose {
+            command.arg("--verbose");
+        }
         for (name, _) in std::env::vars_os() {
             // What the children are told, they are told by flag.
             if name.to_str().is_some_and(|name| name.starts_with("STEPMESH_") || name.starts_with("DMLC_")) {
@@ -156,20 +160,32 @@ impl Supervisor {
     }
 
     /// The last lines of all, each with its writer's name.
-    pub(crate) fn last_words(&self) -> impl Iterator<Item = String> {
-        self.members.iter().flat_map(|member| member.lines.iter().map(move |line| format!("[{}] {line}", member.label)))
+    pub(crate) fn last_words(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.members
+            .iter()
+            .flat_map(|member| member.lines.iter().map(move |line| (member.label.as_str(), line.as_str())))
     }
 
-    /// Stops all: SIGTERM, `grace`, SIGKILL. All have ended and are reaped when it returns.
-    pub(crate) fn stop(&mut self, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        // Members first: they take their leave of the scheduler, the first child.
-        for member in self.members.iter_mut().rev() {
-            member.terminate();
-        }
-        while self.members.iter_mut().any(Member::lives) && Instant::now() < deadline {
-            std::thread::sleep(STOP_POLL);
-        }
+    /// Stops all: SIGTERM, `grace`, SIGKILL. All have ended and are reaped when it returns. Other tasks of this thread go
+    /// on meanwhile, so that connections to the children are closed.
+    pub(crate) async fn stop(&mut self, grace: Duration) {
+        self.terminate();
+        let ended = async {
+            while self.members.iter_mut().any(Member::lives) {
+                self.changed.recv().await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, ended).await;
+        self.end();
+    }
+
+    /// Asks all to end: members first, so that they can take their leave of the scheduler, the first child.
+    fn terminate(&mut self) {
+        self.members.iter_mut().rev().for_each(Member::terminate);
+    }
+
+    /// Ends and reaps those that are left.
+    fn end(&mut self) {
         for member in self.members.iter_mut().filter(|member| member.ended.is_none()) {
             let _ = member.child.kill();
             member.ended = member.child.wait().ok();
@@ -177,9 +193,15 @@ impl Supervisor {
     }
 }
 
+/// However this process leaves its work, by an error or a panic: as [`Supervisor::stop`].
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        self.stop(Duration::from_secs(2));
+        self.terminate();
+        let deadline = Instant::now() + DROP_GRACE;
+        while self.members.iter_mut().any(Member::lives) && Instant::now() < deadline {
+            std::thread::sleep(DROP_POLL);
+        }
+        self.end();
     }
 }
 

@@ -14,13 +14,14 @@ pub(crate) fn run(settings: &DeploymentSettings, verbose: bool) -> Result<(), Cl
             Err(CliError::Interrupted) => return Ok(()),
             started => started?,
         };
-        say(&format!("ready {}", deployment.target().url))?;
-        // Only a signal or a loss ends this.
-        match deployment.during(std::future::pending::<Result<(), CliError>>()).await {
-            Err(CliError::Interrupted) => {
-                deployment.stop();
-                Ok(())
-            }
+        let ended = match say(&format!("ready {}", deployment.target().url)) {
+            // Only a signal or a loss ends this.
+            Ok(()) => deployment.during(std::future::pending()).await,
+            unheard => unheard,
+        };
+        deployment.stop().await;
+        match ended {
+            Err(CliError::Interrupted) => Ok(()),
             ended => ended,
         }
     })

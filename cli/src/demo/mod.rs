@@ -84,9 +84,7 @@ pub(crate) fn run(arguments: DemoArguments, verbose: bool) -> Result<(), CliErro
         } else {
             once(&mut deployment, &prompts, &requests).await
         };
-        if run.is_ok() {
-            deployment.stop();
-        }
+        deployment.stop().await;
         run
     })?;
 

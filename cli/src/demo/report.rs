@@ -144,18 +144,13 @@ impl Timings {
         let seconds = self.wall.as_secs_f64();
         say("")?;
         say(&format!("{:<12} {:>13} {:>13} {:>13}", "", "mean", "p50", "p99"))?;
-        say(&format!(
-            "{:<12} {:>11.1}/s {:>27}   {} tokens{rounds}, {seconds:.2} s",
-            "tokens",
-            self.tokens_per_s(),
-            "",
-            self.tokens
-        ))?;
         row("TPOT", &self.tpot, true, "time per output token, after a sequence's first")?;
         row("A2F", &self.a2f, false, "attention to FFN")?;
         row("F2A", &self.f2a, false, "FFN to attention")?;
-        let share = self.stall_share() * 100.0;
-        say(&format!("{:<12} {share:>11.1} % {:>27}   work in flight, none to compute on", "stall share", ""))
+        say("")?;
+        let (rate, share) = (self.tokens_per_s(), self.stall_share() * 100.0);
+        say(&format!("{:<12} {rate:>10.1} tokens/s   {} tokens{rounds}, {seconds:.2} s", "throughput", self.tokens))?;
+        say(&format!("{:<12} {share:>10.1} %          work in flight, none to compute on", "stall share"))
     }
 
     /// For `--json`.

@@ -3,7 +3,7 @@
 use crate::decode::Decoded;
 use crate::deployment::Progress;
 use crate::error::CliError;
-use crate::output::{complain, say};
+use crate::output::say;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ impl StartScreen {
 
     pub(crate) fn show(&mut self, progress: &Progress<'_>) {
         match progress {
-            Progress::Started(label, id) => self.bar.suspend(|| complain(&format!("{label:<12} pid {id}"))),
+            Progress::Started(label, id) => self.tell(&format!("{label:<12} pid {id}")),
             Progress::Joined(count, all) => self.bar.set_message(format!("{count} of {all} daemons have joined")),
         }
     }
@@ -49,8 +49,13 @@ impl StartScreen {
     pub(crate) fn finish(&self, complete: bool) {
         self.bar.finish_and_clear();
         if complete {
-            complain(&format!("complete     after {:.2} s\n", self.started.elapsed().as_secs_f64()));
+            self.tell(&format!("complete     after {:.2} s\n", self.started.elapsed().as_secs_f64()));
         }
+    }
+
+    fn tell(&self, line: &str) {
+        // That nobody reads is noticed, and ends the run, at the first line that matters.
+        let _ = self.bar.suspend(|| say(line));
     }
 }
 

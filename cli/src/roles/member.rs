@@ -1,6 +1,7 @@
 //! `stepmesh attention` and `stepmesh ffn`.
 
-use crate::deployment::JOINED;
+use super::log::{Log, start};
+use crate::deployment::{JOINED, READY};
 use crate::error::CliError;
 use crate::output::say;
 use crate::settings::{AttentionSettings, FfnSettings};
@@ -9,8 +10,8 @@ use std::time::Duration;
 use stepmesh_pipeline::{AttentionOptions, DaemonError, FfnOptions, Notice, Shutdown};
 
 /// Runs an attention daemon until a signal, or until the scheduler says so.
-pub(crate) fn run_attention(settings: &AttentionSettings, verbose: bool) -> Result<(), CliError> {
-    super::log::start(verbose);
+pub(crate) fn run_attention(settings: &AttentionSettings, log: Log) -> Result<(), CliError> {
+    start(log);
     let options = AttentionOptions {
         daemon: settings.daemon_options()?,
         kv_tokens: settings.kv_tokens.get(),
@@ -21,8 +22,8 @@ pub(crate) fn run_attention(settings: &AttentionSettings, verbose: bool) -> Resu
 }
 
 /// Runs an FFN daemon until a signal, or until the scheduler says so.
-pub(crate) fn run_ffn(settings: &FfnSettings, verbose: bool) -> Result<(), CliError> {
-    super::log::start(verbose);
+pub(crate) fn run_ffn(settings: &FfnSettings, log: Log) -> Result<(), CliError> {
+    start(log);
     let options = FfnOptions { daemon: settings.daemon_options()?, policy: settings.policy.into() };
     let shutdown = stop_on_signal(settings.drain_timeout_ms)?;
     Ok(stepmesh_pipeline::run_ffn(options, &shutdown, &mut tell)?)
@@ -40,7 +41,7 @@ fn tell(notice: Notice) {
     match notice {
         // Nobody reading is no reason to stop.
         Notice::Joined { rank } => drop(say(&format!("{JOINED}rank {rank}"))),
-        Notice::Ready { epoch } => drop(say(&format!("ready epoch {epoch}"))),
+        Notice::Ready { epoch } => drop(say(&format!("{READY}epoch {epoch}"))),
         Notice::Loading { done, total } => tracing::debug!("loading: {done} of {total} bytes"),
         Notice::PeerLost(what) => tracing::error!("lost {what}"),
         Notice::LinkDown(what) => tracing::warn!("link down: {what}"),

@@ -1,5 +1,6 @@
 //! `stepmesh scheduler`.
 
+use super::log::{Log, start};
 use crate::deployment::LISTENING;
 use crate::error::CliError;
 use crate::output::say;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use stepmesh_mesh::scheduler::{SchedulerOptions, ServeError, ServeOptions, Server};
 
 /// Serves until a signal; says where on a line of its own.
-pub(crate) fn run_scheduler(settings: &SchedulerSettings, verbose: bool) -> Result<(), CliError> {
-    super::log::start(verbose);
+pub(crate) fn run_scheduler(settings: &SchedulerSettings, log: Log) -> Result<(), CliError> {
+    start(log);
     let options = options(settings)?;
     signals::runtime()?.block_on(async {
         let mut interrupt = Interrupt::new()?;

@@ -1,5 +1,6 @@
 //! The traits that a provider implements, and the values that cross them.
 
+use crate::verbs::VerbsOptions;
 use crate::{Access, Placement, PostError, Region, RemoteRegion, TransportError};
 use std::fmt;
 use std::net::IpAddr;
@@ -15,6 +16,8 @@ pub enum Provider {
     Shm,
     /// Any two hosts.
     Tcp,
+    /// Hosts with RDMA.
+    Verbs,
     /// One process, virtual clock.
     Mem,
 }
@@ -25,6 +28,7 @@ impl Provider {
         match self {
             Self::Shm => "shm",
             Self::Tcp => "tcp",
+            Self::Verbs => "verbs",
             Self::Mem => "mem",
         }
     }
@@ -43,8 +47,9 @@ impl FromStr for Provider {
         match name {
             "shm" => Ok(Self::Shm),
             "tcp" => Ok(Self::Tcp),
+            "verbs" => Ok(Self::Verbs),
             "mem" => Ok(Self::Mem),
-            other => Err(TransportError::invalid(format!("unknown transport `{other}`: shm or tcp"))),
+            other => Err(TransportError::invalid(format!("unknown transport `{other}`: shm, tcp or verbs"))),
         }
     }
 }
@@ -76,6 +81,8 @@ pub struct DeviceOptions {
     pub hello_timeout: Duration,
     /// How long `wait` polls before it sleeps on the provider's event. Zero on machines with few cores.
     pub spin: Duration,
+    /// `verbs`: the device and how it is used.
+    pub verbs: VerbsOptions,
 }
 
 impl Default for DeviceOptions {
@@ -85,6 +92,7 @@ impl Default for DeviceOptions {
             port: 0,
             hello_timeout: Duration::from_secs(5),
             spin: Duration::ZERO,
+            verbs: VerbsOptions::default(),
         }
     }
 }

@@ -11,8 +11,8 @@
 //!                        └─ poll / wait ──▶ Completion
 //! ```
 //!
-//! Providers: [`shm`] (processes of one host), [`tcp`] (anywhere), [`mem`] (one process, virtual clock, scripted faults).
-//! They pass one conformance suite, [`testing`], which a provider of your own can run too.
+//! Providers: [`shm`] (processes of one host), [`tcp`] (anywhere), [`verbs`] (RDMA), [`mem`] (one process, virtual
+//! clock, scripted faults). They pass one conformance suite, [`testing`], which a provider of your own can run too.
 
 mod clock;
 mod endpoint;
@@ -23,6 +23,7 @@ pub mod mem;
 pub mod shm;
 pub mod tcp;
 pub mod testing;
+pub mod verbs;
 
 pub use clock::Clock;
 pub use endpoint::{
@@ -36,11 +37,12 @@ pub use region::{
 
 use std::sync::Arc;
 
-/// Opens a provider that needs nothing but its name: `shm` or `tcp`. (`mem` devices come from a [`mem::Fabric`].)
+/// Opens a provider that needs nothing but its name: `shm`, `tcp` or `verbs`. (`mem` devices come from a [`mem::Fabric`].)
 pub fn open(provider: Provider, options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
     match provider {
         Provider::Shm => shm::open(options),
         Provider::Tcp => tcp::open(options),
+        Provider::Verbs => verbs::open(options),
         Provider::Mem => Err(TransportError::Unsupported {
             what: "opening `mem` by name".into(),
             hint: "make a `mem::Fabric` and ask it for devices: both ends live in one process".into(),

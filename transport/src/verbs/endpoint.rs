@@ -1,0 +1,233 @@
+//! The endpoint: what its owner asks for. What the device brings is in `progress`.
+
+use super::MAX_LANES;
+use super::chain::Scratch;
+use super::completion_queue::CompletionQueue;
+use super::context::Context;
+use super::control::{self, Control, Message};
+use super::descriptor::{Granted, LinkHalf};
+use super::link::{Link, Phase};
+use super::memory::Grant;
+use super::sleep::Sleep;
+use crate::{
+    Access, Completion, Descriptor, Disconnect, Endpoint, LinkId, LinkSpec, Placement, PostError, Provider, Region,
+    RemoteRegion, Side, TransportError, Waker, Work,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a control queue pair outlives its link to say its last word.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a dropped endpoint waits for that.
+const LAST_WORDS_AT_EXIT: Duration = Duration::from_millis(200);
+
+/// An endpoint on a device. Fields drop in this order.
+pub(super) struct VerbsEndpoint {
+    pub(super) links: BTreeMap<LinkId, Link>,
+    /// Control queue pairs of links that are gone, until when they may speak.
+    pub(super) lingering: BTreeMap<LinkId, (Control, Instant)>,
+    pub(super) queue: CompletionQueue,
+    pub(super) context: Arc<Context>,
+    next_link: u32,
+    scratch: Scratch,
+    sleep: Sleep,
+    spin: Duration,
+    /// No deadline is earlier than this.
+    pub(super) due: Option<Instant>,
+    /// The context's losses that the links were told of.
+    pub(super) losses: u64,
+}
+
+impl VerbsEndpoint {
+    /// An endpoint without links.
+    pub(super) fn new(context: &Arc<Context>, spin: Duration) -> Result<Self, TransportError> {
+        let queue = CompletionQueue::new(context)?;
+        let sleep = Sleep::new(&[&queue.event_fd(), &context.event_fd()])?;
+        Ok(Self {
+            links: BTreeMap::new(),
+            lingering: BTreeMap::new(),
+            queue,
+            context: context.clone(),
+            next_link: 0,
+            scratch: Scratch::new(context.limits.queue_depth),
+            sleep,
+            spin,
+            due: None,
+            losses: context.losses(),
+        })
+    }
+
+    /// Remembers that something is due.
+    pub(super) fn remind(&mut self, due: Instant) {
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    fn connected(&mut self, id: LinkId) -> Result<&mut Link, TransportError> {
+        let link = self.links.get_mut(&id).ok_or(TransportError::NoLink(id))?;
+        if link.phase != Phase::Connected {
+            return Err(TransportError::invalid(format!("{id:?} is not connected")));
+        }
+        Ok(link)
+    }
+
+    /// Lets a control queue pair say what it still has to say.
+    pub(super) fn linger(&mut self, id: LinkId, control: Control) {
+        if control.failed || control.unsent == 0 {
+            return self.queue.retire(control::COMPLETIONS);
+        }
+        let deadline = Instant::now() + LAST_WORD;
+        self.lingering.insert(id, (control, deadline));
+        self.remind(deadline);
+    }
+}
+
+impl Endpoint for VerbsEndpoint {
+    fn open(&mut self, spec: LinkSpec) -> Result<(LinkId, Descriptor), TransportError> {
+        if spec.lanes == 0 || spec.lanes > MAX_LANES {
+            return Err(TransportError::invalid(format!("{} lanes: a link has 1 to {MAX_LANES}", spec.lanes)));
+        }
+        let id = LinkId(self.next_link);
+        let next = self.next_link.checked_add(1);
+        self.next_link = next.ok_or_else(|| TransportError::invalid("this endpoint has used up all link numbers"))?;
+        let link = Link::new(&self.context, &mut self.queue, id, spec)?;
+        let descriptor = link.describe(&self.context).ok_or(TransportError::NoLink(id))?;
+        self.links.insert(id, link);
+        Ok((id, descriptor))
+    }
+
+    fn connect(&mut self, id: LinkId, peer: &[u8], timeout: Duration) -> Result<(), TransportError> {
+        let link = self.links.get_mut(&id).ok_or(TransportError::NoLink(id))?;
+        if link.phase != Phase::Opened {
+            return Err(TransportError::invalid(format!("{id:?} was connected before")));
+        }
+        let (half, proven) = LinkHalf::decode(peer, &link.spec)?;
+        let LinkSpec { incarnation, lanes, side, .. } = link.spec;
+        let now = Instant::now();
+        let refused = if half.incarnation != incarnation {
+            Some(format!("the peer is of incarnation {}, the link of {incarnation}", half.incarnation))
+        } else if !proven {
+            Some("the link secret was not proven".to_owned())
+        } else if half.lanes.len() != usize::from(lanes) {
+            Some(format!("the peer has {} lanes, the link {lanes}", half.lanes.len()))
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            link.phase = Phase::Ending { deadline: now, reason: Disconnect::Rejected(why) };
+            self.remind(now);
+            return Ok(());
+        }
+        link.peer = Some(half);
+        link.phase =
+            Phase::Connecting { deadline: now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400)) };
+        if let Err(error) = link.connect() {
+            link.phase = Phase::Ending { deadline: now, reason: Disconnect::NotConnected(error.to_string()) };
+        } else if let (Side::Active, Some(control)) = (side, &mut link.control) {
+            control.send(Message::Hello);
+        }
+        self.remind(now);
+        Ok(())
+    }
+
+    fn grant(&mut self, id: LinkId, region: &Region, access: Access) -> Result<Descriptor, TransportError> {
+        let context = self.context.clone();
+        let link = self.connected(id)?;
+        let grant = Grant::new(&context, region, access)?;
+        let (incarnation, key, len) = (link.spec.incarnation, grant.remote_key(), region.len() as u64);
+        link.grants.push(grant);
+        Ok(Granted { incarnation, key, len, access }.encode())
+    }
+
+    fn import(
+        &mut self,
+        id: LinkId,
+        descriptor: &[u8],
+        _placement: Option<Placement>,
+    ) -> Result<RemoteRegion, TransportError> {
+        let link = self.connected(id)?;
+        let Granted { incarnation, key, len, access } = Granted::decode(descriptor)?;
+        if incarnation != link.spec.incarnation {
+            let what = format!("granted over incarnation {incarnation}, this link is {}", link.spec.incarnation);
+            return Err(TransportError::Descriptor { provider: Provider::Verbs, what });
+        }
+        // The upper half names the link, so that a key is not used on another.
+        let key = u64::from(incarnation) << 32 | u64::from(key);
+        Ok(RemoteRegion { link: id, key, len, access, mapped: None })
+    }
+
+    fn close(&mut self, id: LinkId) {
+        let Some(mut link) = self.links.remove(&id) else { return };
+        let told = !link.was_dialled();
+        link.drop_lanes(&self.context, &mut self.queue);
+        if let Some(mut control) = link.control.take() {
+            if !told {
+                control.send(Message::Bye);
+            }
+            self.linger(id, control);
+        }
+    }
+
+    fn post(&mut self, id: LinkId, lane: u8, chain: &[Work<'_>]) -> Result<(), PostError> {
+        let link = self.links.get_mut(&id).ok_or(PostError::NotConnected(id))?;
+        if link.phase != Phase::Connected {
+            return Err(PostError::NotConnected(id));
+        }
+        let Some(lane) = link.lanes.get_mut(usize::from(lane)) else {
+            return Err(PostError::Invalid(format!("lane {lane} of a link that has {}", link.spec.lanes)));
+        };
+        match lane.post(link.spec.incarnation, chain, &mut self.scratch)? {
+            Ok(()) => {}
+            Err(why) => self.end(id, Disconnect::Protocol(why), Some(Message::Lost)),
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
+        let before = completions.len();
+        self.progress(completions)?;
+        Ok(completions.len() - before)
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        let start = Instant::now();
+        let timeout = self.due.map_or(timeout, |due| timeout.min(due.saturating_duration_since(start)));
+        let spin = self.spin.min(timeout);
+        loop {
+            if self.queue.look()? || self.sleep.was_woken() {
+                return Ok(());
+            }
+            if start.elapsed() >= spin {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        self.queue.arm()?;
+        if !self.queue.look()? {
+            self.sleep.sleep(timeout.saturating_sub(start.elapsed()))?;
+        }
+        self.queue.calm();
+        self.sleep.was_woken();
+        // Takes the device's events in, which would end the next sleep at once.
+        if self.context.losses() != self.losses {
+            self.remind(start);
+        }
+        Ok(())
+    }
+
+    fn waker(&self) -> Waker {
+        Waker(self.sleep.waker())
+    }
+}
+
+impl Drop for VerbsEndpoint {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + LAST_WORDS_AT_EXIT;
+        let mut completions = Vec::new();
+        while !self.lingering.is_empty() && Instant::now() < deadline {
+            if self.progress(&mut completions).is_err() || self.wait(Duration::from_millis(5)).is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! One link of an endpoint: its queue pairs, what it has granted, and where it is in its life.
+
+use super::completion_queue::CompletionQueue;
+use super::context::Context;
+use super::control::{self, Control};
+use super::descriptor::{LinkHalf, control_tag};
+use super::lane::{self, Lane};
+use super::memory::Grant;
+use super::queue_pair::PeerPort;
+use crate::{Descriptor, Disconnect, LinkId, LinkSpec, TransportError};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The lane number in the ids of the control queue pair's completions.
+pub(super) const CONTROL: u8 = u8::MAX;
+
+/// Where a link is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Opened,
+    /// The queue pairs are connected here; whether they are at the peer is unknown.
+    Connecting {
+        deadline: Instant,
+    },
+    Connected,
+    /// The lanes have failed, here or at the peer, and are being drained.
+    Ending {
+        deadline: Instant,
+        reason: Disconnect,
+    },
+    Ended,
+}
+
+/// See the module. Fields drop in this order: no memory is withdrawn that a lane may still bring bytes to.
+pub(super) struct Link {
+    pub(super) lanes: Vec<Lane>,
+    pub(super) grants: Vec<Grant>,
+    pub(super) control: Option<Control>,
+    pub(super) spec: LinkSpec,
+    pub(super) phase: Phase,
+    /// The peer's half, once it is known.
+    pub(super) peer: Option<LinkHalf>,
+    /// When the peer was last known to be alive, and when it was asked.
+    pub(super) heard: Instant,
+    pub(super) asked: Option<Instant>,
+}
+
+impl Link {
+    /// A link whose queue pairs exist and wait to be connected.
+    pub(super) fn new(
+        context: &Arc<Context>,
+        queue: &mut CompletionQueue,
+        id: LinkId,
+        spec: LinkSpec,
+    ) -> Result<Self, TransportError> {
+        let mut link = Self {
+            lanes: Vec::with_capacity(spec.lanes.into()),
+            grants: Vec::new(),
+            control: None,
+            spec,
+            phase: Phase::Opened,
+            peer: None,
+            heard: Instant::now(),
+            asked: None,
+        };
+        let made = link.make_pairs(context, queue, id);
+        if made.is_err() {
+            link.drop_lanes(context, queue);
+            link.drop_control(queue);
+        }
+        made.map(|()| link)
+    }
+
+    fn make_pairs(
+        &mut self,
+        context: &Arc<Context>,
+        queue: &mut CompletionQueue,
+        id: LinkId,
+    ) -> Result<(), TransportError> {
+        self.control = Some(Control::new(context, queue, lane::id(id, CONTROL), control_tag(&self.spec))?);
+        for number in 0..self.spec.lanes {
+            self.lanes.push(Lane::new(context, queue, id, number)?);
+        }
+        Ok(())
+    }
+
+    /// Its descriptor.
+    pub(super) fn describe(&self, context: &Context) -> Option<Descriptor> {
+        let port = &context.port;
+        let half = LinkHalf {
+            incarnation: self.spec.incarnation,
+            port: PeerPort { lid: port.lid, gid: port.gid, mtu: port.mtu as u8, reads: context.limits.reads },
+            control: self.control.as_ref()?.half(),
+            lanes: self.lanes.iter().map(Lane::half).collect(),
+        };
+        Some(half.encode(&self.spec))
+    }
+
+    /// Connects the queue pairs to the peer's.
+    pub(super) fn connect(&mut self) -> Result<(), TransportError> {
+        let (Some(peer), Some(control)) = (&self.peer, &self.control) else { return Ok(()) };
+        for (lane, &half) in self.lanes.iter().zip(&peer.lanes) {
+            lane.connect(&peer.port, half)?;
+        }
+        control.connect(&peer.port, peer.control)
+    }
+
+    /// Whether the peer may have heard of this end.
+    pub(super) fn was_dialled(&self) -> bool {
+        self.peer.is_some() && self.phase != Phase::Ended
+    }
+
+    /// Destroys the lanes and withdraws the grants: from here on the peer reaches no memory.
+    pub(super) fn drop_lanes(&mut self, context: &Context, queue: &mut CompletionQueue) {
+        queue.retire(self.lanes.len() * lane::completions(context));
+        self.lanes.clear();
+        self.grants.clear();
+    }
+
+    /// Destroys the control queue pair.
+    pub(super) fn drop_control(&mut self, queue: &mut CompletionQueue) {
+        if self.control.take().is_some() {
+            queue.retire(control::COMPLETIONS);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The `verbs` provider: reliable-connection queue pairs over InfiniBand or RoCE, through libibverbs.
+//!
+//! The library is loaded when the provider is opened; without it, or without a device, opening says so and nothing else
+//! changes. A link has one queue pair for each lane and one for *control*, over which the two ends greet each other,
+//! say why they end, and look whether the other is still alive. All of an endpoint's queue pairs complete into one queue.
+//!
+//! ```text
+//!   Context (device, port, protection domain)
+//!     ├─ Registered ── one memory region for this side's own work
+//!     └─ Endpoint ── CompletionQueue
+//!          └─ Link ─┬─ Control: hello, welcome, ping, bye (32 bits each, no payload, no right to memory)
+//!                   ├─ Lane 0..8: posted work, pre-posted receives
+//!                   └─ grants: one memory region for each, of this link only
+//! ```
+//!
+//! A link is ended by destroying its lanes, after which the device touches nothing for them, and then its grants; the
+//! control queue pair outlives them for as long as its last word takes. What an RC queue pair cannot tell its peer (that
+//! it is closed, that it was refused) goes that way.
+
+mod chain;
+mod completion_queue;
+mod context;
+mod control;
+mod descriptor;
+mod endpoint;
+mod gid;
+mod lane;
+mod library;
+mod link;
+mod memory;
+mod options;
+mod progress;
+mod queue_pair;
+mod sleep;
+mod sys;
+
+pub use options::VerbsOptions;
+
+use crate::{Access, Device, DeviceOptions, Endpoint, Placement, Properties, Provider, Region, TransportError};
+use context::Context;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MAX_LANES: u8 = 8;
+/// Bytes that are copied at the post; into a registered ring where the device takes fewer.
+const INLINE_BYTES: usize = 256;
+
+/// Opens the device that `options.verbs` names, or the first one with an active port.
+pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
+    Ok(Arc::new(VerbsDevice { context: Context::open(&options.verbs)?, spin: options.spin }))
+}
+
+/// The names of this machine's RDMA devices; an error says why there are none.
+pub fn device_names() -> Result<Vec<String>, TransportError> {
+    context::device_names()
+}
+
+struct VerbsDevice {
+    context: Arc<Context>,
+    spin: Duration,
+}
+
+impl Device for VerbsDevice {
+    fn properties(&self) -> Properties {
+        Properties {
+            provider: Provider::Verbs,
+            maps_peer_memory: false,
+            max_lanes: MAX_LANES,
+            max_inline: INLINE_BYTES,
+            queue_depth: self.context.limits.queue_depth,
+        }
+    }
+
+    fn allocate(&self, len: usize, access: Access, placement: Option<Placement>) -> Result<Region, TransportError> {
+        Ok(Region::new(Arc::new(memory::Registered::allocate(&self.context, len, access, placement)?)))
+    }
+
+    fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError> {
+        Ok(Box::new(endpoint::VerbsEndpoint::new(&self.context, self.spin)?))
+    }
+}

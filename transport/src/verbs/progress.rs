@@ -1,0 +1,309 @@
+//! What the device brings to an endpoint: completions, messages of the peers, silence, deadlines; and how links end.
+
+use super::completion_queue::BATCH;
+use super::control::{self, Message};
+use super::endpoint::VerbsEndpoint;
+use super::lane::SEND;
+use super::link::{CONTROL, Link, Phase};
+use super::sys::*;
+use crate::{Completion, Disconnect, LinkId, Side, TransportError, WorkError};
+use std::time::{Duration, Instant};
+
+/// Completions that one poll appends, about.
+const COMPLETIONS_PER_POLL: usize = 256;
+/// How long a failed lane may take to give back what was posted to it.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What a completion is about, from its id.
+struct About {
+    link: LinkId,
+    lane: u8,
+    /// The sequence number of posted work; none for a receive.
+    sent: Option<u16>,
+}
+
+impl About {
+    fn decode(id: u64) -> Self {
+        let sent = (id & SEND != 0).then_some(id as u16);
+        Self { link: LinkId((id >> 32) as u32), lane: (id >> 24) as u8, sent }
+    }
+}
+
+impl VerbsEndpoint {
+    /// Takes what has completed, and does what is due.
+    pub(super) fn progress(&mut self, completions: &mut Vec<Completion>) -> Result<(), TransportError> {
+        let limit = completions.len() + COMPLETIONS_PER_POLL - BATCH;
+        let mut batch = [ibv_wc::default(); BATCH];
+        while completions.len() < limit {
+            let count = self.queue.take(&mut batch)?;
+            if count == 0 {
+                break;
+            }
+            let now = Instant::now();
+            for completion in &batch[..count] {
+                self.take(completion, now, completions);
+            }
+        }
+        if let Some(due) = self.due {
+            let now = Instant::now();
+            if now >= due {
+                self.expire(now, completions);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, completion: &ibv_wc, now: Instant, completions: &mut Vec<Completion>) {
+        let About { link: id, lane, sent } = About::decode(completion.wr_id);
+        // SAFETY: every bit pattern is a valid number; it is looked at where an immediate has come only.
+        let immediate = u32::from_be(unsafe { completion.__bindgen_anon_1.imm_data });
+        let status = completion.status;
+        let Some(link) = self.links.get_mut(&id) else {
+            if let Some((control, _)) = self.lingering.get_mut(&id)
+                && lane == CONTROL
+                && sent.is_some()
+            {
+                control.unsent = control.unsent.saturating_sub(1);
+                control.failed |= status != IBV_WC_SUCCESS;
+                self.remind(now);
+            }
+            return;
+        };
+        if status == IBV_WC_SUCCESS {
+            (link.heard, link.asked) = (now, None);
+        }
+        if lane == CONTROL {
+            return self.take_control(id, sent.is_some(), status, immediate, completions);
+        }
+        let Some(open) = link.lanes.get_mut(usize::from(lane)) else { return };
+        let flushed = status == IBV_WC_WR_FLUSH_ERR;
+        match sent {
+            Some(sequence) => {
+                let error = match status {
+                    IBV_WC_SUCCESS => None,
+                    IBV_WC_REM_ACCESS_ERR | IBV_WC_REM_INV_REQ_ERR | IBV_WC_REM_OP_ERR => Some(WorkError::RemoteAccess),
+                    _ => Some(WorkError::Flushed),
+                };
+                open.sent(sequence, error, completions);
+                if status != IBV_WC_SUCCESS && !flushed {
+                    let (reason, last_word) = self.judge(status, lane);
+                    self.end(id, reason, Some(last_word));
+                }
+            }
+            None => {
+                let replenished = open.received(status != IBV_WC_SUCCESS);
+                if status == IBV_WC_SUCCESS {
+                    if matches!(link.phase, Phase::Connecting { .. }) {
+                        // The peer has greeted on the other queue pair, and sends already.
+                        link.phase = Phase::Connected;
+                        completions.push(Completion::Connected { link: id });
+                    }
+                    completions.push(Completion::Immediate { link: id, lane, immediate });
+                    if let Err(error) = replenished {
+                        self.end(id, Disconnect::PeerGone(error.to_string()), Some(Message::Lost));
+                    }
+                } else if matches!(link.phase, Phase::Connected | Phase::Connecting { .. }) {
+                    let reason = self.judge_flush(lane);
+                    self.end(id, reason, Some(Message::Refused));
+                }
+            }
+        }
+        self.settle(id, now, completions);
+    }
+
+    /// Why a link ends of which work failed, and what to tell the peer.
+    fn judge(&self, status: ibv_wc_status, lane: u8) -> (Disconnect, Message) {
+        match status {
+            IBV_WC_REM_ACCESS_ERR | IBV_WC_REM_INV_REQ_ERR | IBV_WC_REM_OP_ERR => {
+                let why = format!("the peer's device refused work on lane {lane}");
+                (Disconnect::AccessRefused(why), Message::Refused)
+            }
+            IBV_WC_RETRY_EXC_ERR | IBV_WC_RNR_RETRY_EXC_ERR => {
+                (Disconnect::PeerGone(format!("its device does not answer on lane {lane}")), Message::Lost)
+            }
+            other => {
+                let why = format!("work on lane {lane} failed with status {other} of ibv_wc_status");
+                (Disconnect::PeerGone(why), Message::Lost)
+            }
+        }
+    }
+
+    /// Why a lane was ended by this side's device, with nothing posted having failed.
+    fn judge_flush(&self, lane: u8) -> Disconnect {
+        if self.context.losses() == self.losses {
+            Disconnect::AccessRefused(format!("this device refused what the peer asked for on lane {lane}"))
+        } else {
+            self.port_lost()
+        }
+    }
+
+    fn port_lost(&self) -> Disconnect {
+        Disconnect::PeerGone(format!("port {} of {} went down", self.context.port.number, self.context.name))
+    }
+
+    /// What completes on a control queue pair.
+    fn take_control(
+        &mut self,
+        id: LinkId,
+        sent: bool,
+        status: ibv_wc_status,
+        immediate: u32,
+        completions: &mut Vec<Completion>,
+    ) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(control) = &mut link.control else { return };
+        if sent {
+            control.unsent = control.unsent.saturating_sub(1);
+        }
+        if status != IBV_WC_SUCCESS {
+            let first = !std::mem::replace(&mut control.failed, true);
+            if link.phase == Phase::Connected && first {
+                let reason = match status {
+                    IBV_WC_WR_FLUSH_ERR => self.port_lost(),
+                    _ => Disconnect::PeerGone("its device does not answer".into()),
+                };
+                self.end(id, reason, None);
+            }
+            // Before that, the peer has not connected yet: the hello is sent again.
+            self.remind(Instant::now());
+            return;
+        }
+        if sent {
+            return;
+        }
+        control.replenish();
+        let connects = match control.read(immediate) {
+            Some(Message::Hello) => {
+                control.send(Message::Welcome);
+                link.spec.side == Side::Passive
+            }
+            Some(Message::Welcome) => link.spec.side == Side::Active,
+            Some(Message::Ping) => false,
+            Some(Message::Bye) => return self.end(id, Disconnect::Closed, None),
+            Some(Message::Refused) => {
+                let reason = Disconnect::AccessRefused("the peer says that an access was refused".into());
+                return self.end(id, reason, None);
+            }
+            Some(Message::Lost) => return self.end(id, Disconnect::PeerGone("it has lost the link".into()), None),
+            None => {
+                let reason = Disconnect::Protocol(format!("the control message {immediate:#x} is none of this link"));
+                return self.end(id, reason, None);
+            }
+        };
+        if connects && matches!(link.phase, Phase::Connecting { .. }) {
+            link.phase = Phase::Connected;
+            completions.push(Completion::Connected { link: id });
+        }
+    }
+
+    /// Begins to end a link: the lanes fail at once, and are drained. A peer's own word for it is the better reason.
+    pub(super) fn end(&mut self, id: LinkId, reason: Disconnect, last_word: Option<Message>) {
+        let now = Instant::now();
+        let Some(link) = self.links.get_mut(&id) else { return };
+        match &mut link.phase {
+            Phase::Ended => return,
+            Phase::Ending { reason: earlier, .. } => {
+                if matches!(earlier, Disconnect::PeerGone(_)) {
+                    *earlier = reason;
+                }
+                return;
+            }
+            Phase::Connected => {
+                link.lanes.iter_mut().for_each(|lane| lane.fail());
+                link.phase = Phase::Ending { deadline: now + DRAIN, reason };
+            }
+            // Nothing was posted: there is nothing to wait for.
+            Phase::Opened | Phase::Connecting { .. } => link.phase = Phase::Ending { deadline: now, reason },
+        }
+        if let (Some(control), Some(message)) = (&mut link.control, last_word) {
+            control.send(message);
+        }
+        self.remind(now);
+    }
+
+    /// Ends a link for good, once its lanes are drained or have had their time.
+    fn settle(&mut self, id: LinkId, now: Instant, completions: &mut Vec<Completion>) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Phase::Ending { deadline, reason } = &link.phase else { return };
+        if now < *deadline && !link.lanes.iter().all(|lane| lane.is_drained()) {
+            let deadline = *deadline;
+            return self.remind(deadline);
+        }
+        let reason = reason.clone();
+        link.phase = Phase::Ended;
+        link.lanes.iter_mut().for_each(|lane| lane.abandon(completions));
+        link.drop_lanes(&self.context, &mut self.queue);
+        let control = link.control.take();
+        completions.push(Completion::Disconnected { link: id, reason });
+        if let Some(control) = control {
+            self.linger(id, control);
+        }
+    }
+
+    /// Does what is due, and finds out what is next.
+    fn expire(&mut self, now: Instant, completions: &mut Vec<Completion>) {
+        self.due = None;
+        if self.context.losses() != self.losses {
+            let reason = self.port_lost();
+            self.losses = self.context.losses();
+            let ids: Vec<_> = self.links.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.end(id, reason.clone(), None));
+        }
+        let before = self.lingering.len();
+        self.lingering.retain(|_, (control, deadline)| *deadline > now && control.unsent > 0 && !control.failed);
+        self.queue.retire((before - self.lingering.len()) * control::COMPLETIONS);
+        let keep_alive = self.context.options.keep_alive;
+        let mut late = Vec::new();
+        let mut next = self.lingering.values().map(|(_, deadline)| *deadline).min();
+        for (&id, link) in &mut self.links {
+            let due = match &link.phase {
+                Phase::Opened | Phase::Ended => continue,
+                Phase::Ending { deadline, .. } => {
+                    late.push(id);
+                    *deadline
+                }
+                Phase::Connecting { deadline } if *deadline <= now => {
+                    late.push(id);
+                    continue;
+                }
+                &Phase::Connecting { deadline } => {
+                    dial_again(link);
+                    deadline
+                }
+                Phase::Connected => look_after(link, now, keep_alive),
+            };
+            next = Some(next.map_or(due, |next| next.min(due)));
+        }
+        if let Some(next) = next {
+            self.remind(next.max(now));
+        }
+        for id in late {
+            let why = "the peer did not connect in time";
+            self.end(id, Disconnect::NotConnected(why.into()), None);
+            self.settle(id, now, completions);
+        }
+    }
+}
+
+/// Greets once more if the last hello was not answered: the peer was not connected yet, and the queue pair has failed.
+fn dial_again(link: &mut Link) {
+    let (Some(peer), Some(control)) = (&link.peer, &mut link.control) else { return };
+    if control.failed && control.reconnect(&peer.port, peer.control).is_ok() && link.spec.side == Side::Active {
+        control.send(Message::Hello);
+    }
+}
+
+/// Asks a silent peer whether it is there; when to look again.
+fn look_after(link: &mut Link, now: Instant, keep_alive: Duration) -> Instant {
+    let last = link.asked.unwrap_or(link.heard);
+    if now < last + keep_alive {
+        return last + keep_alive;
+    }
+    if let Some(control) = &mut link.control
+        && link.asked.is_none()
+    {
+        control.send(Message::Ping);
+    }
+    link.asked = Some(now);
+    now + keep_alive
+}

@@ -1,0 +1,81 @@
+//! The verbs provider: the conformance suite between the first two RDMA devices of this machine (the same one twice if
+//! there is one only). Where there is none the tests pass with a line that says so, unless `STEPMESH_REQUIRE_RDMA` is set.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
+use stepmesh_transport::verbs::{self, VerbsOptions};
+use stepmesh_transport::{Device, DeviceOptions, Provider};
+
+/// The devices, in turn.
+struct Verbs {
+    names: Vec<String>,
+    next: usize,
+    options: VerbsOptions,
+}
+
+impl Verbs {
+    fn with(options: VerbsOptions) -> Option<Self> {
+        match verbs::device_names() {
+            Ok(names) => Some(Self { names, next: 0, options }),
+            Err(why) => {
+                assert!(std::env::var_os("STEPMESH_REQUIRE_RDMA").is_none(), "{why}");
+                println!("skipped: {why}");
+                None
+            }
+        }
+    }
+
+    fn open(&self, name: &str) -> Arc<dyn Device> {
+        let verbs = VerbsOptions { device: Some(name.into()), ..self.options.clone() };
+        let options = DeviceOptions { verbs, ..DeviceOptions::default() };
+        stepmesh_transport::open(Provider::Verbs, &options).expect("an RDMA device")
+    }
+}
+
+impl Fixture for Verbs {
+    fn device(&mut self) -> Arc<dyn Device> {
+        let name = &self.names[self.next % self.names.len()];
+        self.next += 1;
+        self.open(name)
+    }
+
+    /// Two pollers that never rest starve Soft-RoCE's workers.
+    fn pass(&mut self) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+
+    fn doomed_peer(&mut self) -> Option<Box<dyn DoomedPeer>> {
+        Some(Box::new(testing::child::spawn("doomed_peer")))
+    }
+}
+
+/// Not a test of its own: the process that the suite starts and kills.
+#[test]
+fn doomed_peer() {
+    if let Some(fixture) = Verbs::with(VerbsOptions::default()) {
+        testing::child::serve(|| fixture.open(fixture.names.last().expect("a device")));
+    }
+}
+
+/// A fixture, or the end of the test that asks for it where there is no device.
+macro_rules! fixture {
+    ($options:expr) => {
+        match Verbs::with($options) {
+            Some(fixture) => fixture,
+            None => return,
+        }
+    };
+}
+
+stepmesh_transport::conformance_suite!(fixture!(VerbsOptions::default()));
+
+/// A device that takes no inline bytes sends them all the same, from a ring.
+#[test]
+fn stages_inline_bytes_that_the_device_does_not_take() {
+    let mut fixture = fixture!(VerbsOptions { inline_bytes: 0, ..Default::default() });
+    testing::lets_an_inline_source_be_reused_at_once(&mut fixture);
+    testing::soak(&mut fixture, 1000, 2);
+}

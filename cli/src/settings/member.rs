@@ -8,6 +8,7 @@ use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 use stepmesh_pipeline::DaemonOptions;
+use stepmesh_transport::verbs::VerbsOptions;
 use stepmesh_transport::{DeviceOptions, Provider};
 
 /// `NonZero`s that are written as literals.
@@ -39,12 +40,24 @@ macro_rules! member {
             name: String,
             /// Rank to ask for [default: the lowest free one]
             rank: u32,
-            /// The data plane: shm for processes of one host, tcp for any
+            /// The data plane: shm for processes of one host, tcp for any, verbs for hosts with RDMA devices
             transport: Transport = Transport::Shm,
             /// tcp: address to bind and to give to peers
             address: IpAddr = IpAddr::from([127, 0, 0, 1]),
             /// tcp: port to listen on; 0 lets the system choose
             port: u16 = 0,
+            /// verbs: the device, such as mlx5_0 [default: the first with an active port]
+            #[arg(value_name = "NAME")]
+            verbs_device: String,
+            /// verbs: index of the GID to use [default: RoCE v2 with an IPv4 address, if there is one]
+            #[arg(value_name = "N")]
+            verbs_gid_index: u8,
+            /// verbs: traffic class
+            #[arg(value_name = "N")]
+            verbs_traffic_class: u8 = 0,
+            /// verbs: service level
+            #[arg(value_name = "N")]
+            verbs_service_level: u8 = 0,
             /// Bind a non-loopback address though the scheduler wants no token
             #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
             insecure: bool = false,
@@ -109,6 +122,13 @@ macro_rules! member {
                         port: self.port,
                         hello_timeout: Duration::from_millis(self.hello_timeout_ms),
                         spin: Duration::from_micros(self.spin_us),
+                        verbs: VerbsOptions {
+                            device: self.verbs_device.clone(),
+                            gid_index: self.verbs_gid_index,
+                            traffic_class: self.verbs_traffic_class,
+                            service_level: self.verbs_service_level,
+                            ..VerbsOptions::default()
+                        },
                     },
                     lanes: self.lanes.get(),
                     dtype: self.dtype.into(),

@@ -9,12 +9,13 @@ use stepmesh_mesh::Policy;
 use stepmesh_model::Dtype;
 use stepmesh_transport::Provider;
 
-/// The data plane: shared memory (processes of one host) or TCP (any two hosts).
+/// The data plane: shared memory (processes of one host), TCP (any two hosts) or RDMA verbs (hosts with such devices).
 #[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transport {
     Shm,
     Tcp,
+    Verbs,
 }
 
 impl fmt::Display for Transport {
@@ -22,6 +23,7 @@ impl fmt::Display for Transport {
         f.write_str(match self {
             Self::Shm => "shm",
             Self::Tcp => "tcp",
+            Self::Verbs => "verbs",
         })
     }
 }
@@ -101,6 +103,7 @@ impl From<Transport> for Provider {
         match transport {
             Transport::Shm => Self::Shm,
             Transport::Tcp => Self::Tcp,
+            Transport::Verbs => Self::Verbs,
         }
     }
 }

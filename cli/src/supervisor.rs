@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 
 /// Lines of each child that are kept for the case that it fails.
 const LINES_KEPT: usize = 64;
+/// How long the last lines of children that have ended may take to arrive.
+const HEAR_OUT: Duration = Duration::from_millis(100);
 /// How long children that are dropped may take to end, and how often they are looked at.
 const DROP_GRACE: Duration = Duration::from_secs(2);
 const DROP_POLL: Duration = Duration::from_millis(5);
@@ -57,14 +59,19 @@ struct Member {
     child: Child,
     ended: Option<ExitStatus>,
     lines: VecDeque<String>,
+    /// Whether all that it will ever say is in `lines`.
+    silent: bool,
 }
+
+/// A line of a child; none follows the `None`.
+type Said = (ChildId, Option<String>);
 
 /// The children of this process.
 pub(crate) struct Supervisor {
     members: Vec<Member>,
     changed: Signal,
-    lines: mpsc::UnboundedReceiver<(ChildId, String)>,
-    writer: mpsc::UnboundedSender<(ChildId, String)>,
+    lines: mpsc::UnboundedReceiver<Said>,
+    writer: mpsc::UnboundedSender<Said>,
     verbose: bool,
 }
 
@@ -95,7 +102,7 @@ impl Supervisor {
         }
         command.envs(spec.environment).stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         let child = command.spawn().map_err(failed())?;
-        self.members.push(Member { label: spec.label, child, ended: None, lines: VecDeque::new() });
+        self.members.push(Member { label: spec.label, child, ended: None, lines: VecDeque::new(), silent: false });
         let writer = self.writer.clone();
         std::thread::Builder::new().spawn(move || pass_lines_on(id, reader, &writer)).map_err(failed())?;
         Ok(id)
@@ -125,8 +132,12 @@ impl Supervisor {
         }
     }
 
-    fn keep(&mut self, id: ChildId, line: String) -> Option<Event> {
+    fn keep(&mut self, id: ChildId, line: Option<String>) -> Option<Event> {
         let member = self.members.get_mut(id)?;
+        let Some(line) = line else {
+            member.silent = true;
+            return None;
+        };
         if self.verbose {
             crate::output::complain(&format!("[{}] {line}", member.label));
         }
@@ -177,6 +188,14 @@ impl Supervisor {
         };
         let _ = tokio::time::timeout(grace, ended).await;
         self.end();
+        let hear_out = async {
+            while self.members.iter().any(|member| !member.silent)
+                && let Some((id, line)) = self.lines.recv().await
+            {
+                self.keep(id, line);
+            }
+        };
+        let _ = tokio::time::timeout(HEAR_OUT, hear_out).await;
     }
 
     /// Asks all to end: members first, so that they can take their leave of the scheduler, the first child.
@@ -224,16 +243,17 @@ impl Member {
     }
 }
 
-fn pass_lines_on(id: ChildId, reader: PipeReader, writer: &mpsc::UnboundedSender<(ChildId, String)>) {
+fn pass_lines_on(id: ChildId, reader: PipeReader, writer: &mpsc::UnboundedSender<Said>) {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     while let Ok(1..) = reader.read_until(b'\n', &mut line) {
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
         line.clear();
-        if writer.send((id, text)).is_err() {
+        if writer.send((id, Some(text))).is_err() {
             return;
         }
     }
+    let _ = writer.send((id, None));
 }
 
 fn how(status: ExitStatus) -> String {

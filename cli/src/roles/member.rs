@@ -51,7 +51,10 @@ fn tell(notice: Notice) {
 
 impl From<DaemonError> for CliError {
     fn from(error: DaemonError) -> Self {
-        let message = error.to_string();
-        if error.is_usage() { Self::plain_input(message) } else { Self::failed(message) }
+        match error {
+            DaemonError::Control(error) => error.into(),
+            error if error.is_usage() => Self::plain_input(error.to_string()),
+            error => Self::failed(error.to_string()),
+        }
     }
 }

@@ -1,0 +1,58 @@
+//! Why a suite could not be run.
+
+use std::io;
+use stepmesh_transport::{Disconnect, PostError, TransportError};
+use thiserror::Error;
+
+/// What went wrong; nothing was reported.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// Two spinning ends need a CPU each.
+    #[error("{0} CPU to run on: the suite spins on two (see `taskset -p $$`)")]
+    Cpus(usize),
+    /// The provider refused a call.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The provider took no work.
+    #[error("posting: {0}")]
+    Post(#[from] PostError),
+    /// The two ends did not connect in time.
+    #[error("the two ends did not connect within {0} seconds")]
+    NotConnected(u64),
+    /// The link ended during the run.
+    #[error("the link ended during the run: {0}")]
+    Ended(Disconnect),
+    /// The bytes that arrived were not those that were sent.
+    #[error("{bytes} bytes arrived damaged over {provider}")]
+    Damaged {
+        /// Of how many bytes a transfer was.
+        bytes: usize,
+        /// Over what.
+        provider: &'static str,
+    },
+    /// The floor could not be taken.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A histogram could not be made.
+    #[error(transparent)]
+    Histogram(#[from] hdrhistogram::CreationError),
+    /// The other end has failed, and says why.
+    #[error("the other end has stopped")]
+    Stopped,
+    /// A measuring thread could not be started, or panicked.
+    #[error("a measuring thread is lost")]
+    Thread,
+}
+
+impl BenchError {
+    /// For `map_err`.
+    pub(super) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { what, source: source.into() }
+    }
+}

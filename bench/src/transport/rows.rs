@@ -1,0 +1,156 @@
+//! The rows of the suite: what each measures, and which floor it stands on.
+
+use super::cpus::Cpus;
+use super::floor::{self, Arena, Places};
+use super::pair::Pair;
+use super::report::{Drift, Floor, Row};
+use super::timing::Timing;
+use super::{BenchError, Mode, Operation, pingpong, stream};
+use std::time::Duration;
+use stepmesh_transport::Provider;
+
+/// Streams of smaller transfers are not taken.
+const STREAMED: usize = 64 << 10;
+/// From here on the bytes count in a round trip over shared memory.
+const MORE_THAN_LINES: usize = 128;
+/// From here on it makes a difference whether they are in a cache.
+const CACHED: usize = 64 << 10;
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    op: Operation,
+    mode: Mode,
+    bytes: usize,
+}
+
+/// The rows for a provider: round trips at every size, streams of the large ones. The suite's own sizes are streamed
+/// at 64 KiB and 1.75 MiB.
+pub(super) fn plan(provider: Provider, sizes: &[usize]) -> Vec<Plan> {
+    let modes: &[Mode] = if provider == Provider::Shm { &[Mode::Copy, Mode::InPlace] } else { &[Mode::Copy] };
+    let round_trips =
+        modes.iter().flat_map(|&mode| sizes.iter().map(move |&bytes| Plan { op: Operation::PingPong, mode, bytes }));
+    let skipped = |bytes: &&usize| **bytes == 896 << 10;
+    let streams = [Operation::Stream, Operation::StreamBoth].into_iter().flat_map(|op| {
+        let streamed = sizes.iter().filter(|bytes| **bytes >= STREAMED && !skipped(bytes));
+        streamed.map(move |&bytes| Plan { op, mode: Mode::Copy, bytes })
+    });
+    round_trips.chain(streams).collect()
+}
+
+/// Takes a row between two measurements of its floor.
+pub(super) fn take(
+    plan: &Plan,
+    pair: &mut Pair,
+    cpus: Cpus,
+    budget: Duration,
+    attempt: usize,
+) -> Result<Row, BenchError> {
+    let &Plan { op, mode, bytes } = plan;
+    pair.check(mode, bytes)?;
+    let (name, before) = bare(plan, pair, cpus, budget)?;
+    let ours = match op {
+        Operation::PingPong => Figure::round_trip(pingpong::play(pair, cpus, mode, bytes, budget)?, bytes),
+        Operation::Stream => Figure::stream(&stream::flow(pair, cpus, bytes, false, budget)?, bytes),
+        Operation::StreamBoth => Figure::stream(&stream::flow(pair, cpus, bytes, true, budget)?, bytes),
+    };
+    let (_, after) = bare(plan, pair, cpus, budget)?;
+    let drift = Drift::new(before.judged(op), after.judged(op), attempt);
+    let floor = before.mean(&after).floor(name, op, &ours);
+    let cold = match (pair.provider, mode) {
+        (Provider::Shm, Mode::Copy) if bytes >= CACHED => {
+            let timing = Arena::allocate(&pair.ends[0])?.copies(cpus, bytes, budget / 2)?;
+            let cold = match op {
+                Operation::PingPong => Figure::round_trip(timing.plus(timing), bytes),
+                Operation::Stream => Figure::stream(&[timing], bytes),
+                Operation::StreamBoth => Figure::stream(&[timing, timing], bytes),
+            };
+            Some(cold.floor("memcpy_cold", op, &ours))
+        }
+        _ => None,
+    };
+    Ok(Row {
+        provider: pair.provider,
+        op,
+        mode,
+        bytes,
+        p50_us: ours.timing.p50_us,
+        p99_us: ours.timing.p99_us,
+        gbytes_per_s: ours.gbytes_per_s,
+        ratio: floor.ratio,
+        floor,
+        drift,
+        cold,
+    })
+}
+
+/// The floor of a row.
+fn bare(plan: &Plan, pair: &Pair, cpus: Cpus, budget: Duration) -> Result<(&'static str, Figure), BenchError> {
+    let &Plan { op, mode, bytes } = plan;
+    let both = op == Operation::StreamBoth;
+    Ok(match (pair.provider, op, mode) {
+        (Provider::Shm, Operation::PingPong, Mode::Copy) if bytes > MORE_THAN_LINES => {
+            let line = floor::bounce(cpus, budget / 2)?;
+            let copies = floor::copies(&pair.ends, cpus, bytes, Places::One, false, budget / 2)?;
+            let sum = copies.first().map_or(line, |&copy| line.plus(copy).plus(copy));
+            ("cache_line+2*memcpy", Figure::round_trip(sum, bytes))
+        }
+        (Provider::Shm, Operation::PingPong, _) => {
+            ("cache_line", Figure::round_trip(floor::bounce(cpus, budget)?, bytes))
+        }
+        (Provider::Shm, ..) => {
+            let copies = floor::copies(&pair.ends, cpus, bytes, Places::Window, both, budget)?;
+            ("memcpy_warm", Figure::stream(&copies, bytes))
+        }
+        (_, Operation::PingPong, _) => {
+            ("socket_pair", Figure::round_trip(floor::exchange(cpus, bytes, budget)?, bytes))
+        }
+        _ => ("socket_pair", Figure::stream(&floor::pump(cpus, bytes, both, budget)?, bytes)),
+    })
+}
+
+/// What was measured, ours or a floor's.
+#[derive(Clone, Copy, Debug)]
+struct Figure {
+    timing: Timing,
+    gbytes_per_s: f64,
+}
+
+impl Figure {
+    fn round_trip(timing: Timing, bytes: usize) -> Self {
+        Self { timing, gbytes_per_s: rate(2 * bytes, timing) }
+    }
+
+    /// The bandwidths of all directions together; the times of the slower.
+    fn stream(directions: &[Timing], bytes: usize) -> Self {
+        let slower = |a: Timing, b: Timing| if a.p50_us < b.p50_us { b } else { a };
+        let timing = directions.iter().copied().reduce(slower).unwrap_or(Timing { p50_us: 0.0, p99_us: 0.0 });
+        Self { timing, gbytes_per_s: directions.iter().map(|&timing| rate(bytes, timing)).sum() }
+    }
+
+    fn mean(&self, other: &Self) -> Self {
+        let timing = self.timing.plus(other.timing);
+        Self {
+            timing: Timing { p50_us: timing.p50_us / 2.0, p99_us: timing.p99_us / 2.0 },
+            gbytes_per_s: (self.gbytes_per_s + other.gbytes_per_s) / 2.0,
+        }
+    }
+
+    /// What rows of `op` are judged by.
+    fn judged(&self, op: Operation) -> f64 {
+        if op == Operation::PingPong { self.timing.p50_us } else { self.gbytes_per_s }
+    }
+
+    fn floor(&self, name: &'static str, op: Operation, ours: &Self) -> Floor {
+        let ratio = ours.judged(op) / self.judged(op);
+        match op {
+            Operation::PingPong => Floor { name, p50_us: Some(self.timing.p50_us), gbytes_per_s: None, ratio },
+            _ => Floor { name, p50_us: None, gbytes_per_s: Some(self.gbytes_per_s), ratio },
+        }
+    }
+}
+
+/// 10⁹ bytes a second.
+fn rate(bytes: usize, timing: Timing) -> f64 {
+    if timing.p50_us > 0.0 { bytes as f64 / timing.p50_us / 1e3 } else { 0.0 }
+}

@@ -1,0 +1,97 @@
+//! Streams over a provider: transfers one after the other into a window of places, in one direction or in both.
+//!
+//! The receiver gives places back half a window at a time, and times each half.
+
+use super::cpus::Cpus;
+use super::pair::{End, Pair, window};
+use super::timing::{Times, Timing};
+use super::{BenchError, Mode};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+const TRANSFER: u32 = 0;
+const PLACES: u32 = 1;
+const LAST: u32 = 2;
+
+/// Streams for a while; the times of one transfer, of each direction.
+pub(super) fn flow(
+    pair: &mut Pair,
+    cpus: Cpus,
+    bytes: usize,
+    both: bool,
+    budget: Duration,
+) -> Result<Vec<Timing>, BenchError> {
+    let [a, b] = &mut pair.ends;
+    let (back, there) = cpus.duel(
+        |over| Flow::new(a, bytes, true)?.run(Some(budget), over),
+        |over| {
+            let times = Flow::new(b, bytes, both)?.run(None, over)?;
+            b.attend(over)?;
+            Ok(times)
+        },
+    )?;
+    Ok(if both { vec![there.timing(), back.timing()] } else { vec![there.timing()] })
+}
+
+/// One end of it.
+struct Flow<'a> {
+    end: &'a mut End,
+    bytes: usize,
+    window: usize,
+    sends: bool,
+    next: usize,
+    free: usize,
+    received: usize,
+    half_since: Option<Instant>,
+    times: Times,
+}
+
+impl<'a> Flow<'a> {
+    fn new(end: &'a mut End, bytes: usize, sends: bool) -> Result<Self, BenchError> {
+        let window = window(bytes);
+        let times = Times::new()?;
+        Ok(Self { end, bytes, window, sends, next: 0, free: window, received: 0, half_since: None, times })
+    }
+
+    /// Flows for the time that is given, or until the peer has had enough.
+    fn run(mut self, budget: Option<Duration>, over: &AtomicBool) -> Result<Times, BenchError> {
+        let start = Instant::now();
+        let mut said_last = false;
+        loop {
+            if self.sends && !said_last && self.free > 0 {
+                self.end.send(Mode::Copy, self.bytes, self.next * self.bytes, TRANSFER)?;
+                self.next = (self.next + 1) % self.window;
+                self.free -= 1;
+            }
+            match self.end.look(over)? {
+                Some(LAST) => {
+                    if !said_last {
+                        self.end.notify(LAST)?;
+                    }
+                    return Ok(self.times);
+                }
+                Some(PLACES) => self.free += self.window / 2,
+                Some(_) => self.take()?,
+                None => std::hint::spin_loop(),
+            }
+            if !said_last && budget.is_some_and(|budget| start.elapsed() > budget) {
+                self.end.notify(LAST)?;
+                said_last = true;
+            }
+        }
+    }
+
+    /// One transfer has come.
+    fn take(&mut self) -> Result<(), BenchError> {
+        self.received += 1;
+        let half = self.window / 2;
+        if self.received.is_multiple_of(half) {
+            let now = Instant::now();
+            if let Some(since) = self.half_since.replace(now) {
+                self.times.record(now - since, half as u32);
+            }
+            self.end.notify(PLACES)?;
+        }
+        Ok(())
+    }
+}

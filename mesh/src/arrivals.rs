@@ -308,13 +308,10 @@ mod tests {
     fn run_ranks(ffn: usize, walks: &[Vec<u32>], mut pick: impl FnMut(usize) -> usize) -> bool {
         let mut rooms: Vec<Room> = (0..ffn).map(|_| Room::new(walks.len())).collect();
         let mut position = vec![0_usize; walks.len()];
-        let mut missing = vec![0_usize; walks.len()];
-        let mut wire: Vec<(usize, usize)> = Vec::new();
+        let mut missing = vec![ffn; walks.len()];
+        let mut wire: Vec<(usize, usize)> =
+            (0..walks.len()).flat_map(|rank| (0..ffn).map(move |instance| (instance, rank))).collect();
         let mut finished = 0;
-        for rank in 0..walks.len() {
-            missing[rank] = ffn;
-            wire.extend((0..ffn).map(|instance| (instance, rank)));
-        }
         loop {
             let choices = wire.len() + ffn;
             let choice = pick(choices);

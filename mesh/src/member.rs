@@ -1,9 +1,6 @@
-//! What both sides share: joining, links from their opening to their fence, arrivals checked before anyone sees them.
-//!
-//! A link is born with the scheduler's `OpenLink`, which names a fresh incarnation and secret. Each end opens its half
-//! and sends the offer; connects when the other's offer is there; grants fresh regions when connected; is up when it
-//! has taken up the other's grants. It ends by being **fenced**: closed, its regions dropped, nothing of it still in
-//! use, and `LinkDown` said. When both ends have said so the scheduler opens the next incarnation.
+//! What both sides share: joining, news from the scheduler and the endpoint, arrivals checked before anyone sees them.
+
+mod links;
 
 use crate::control::{Control, ControlEvent};
 use crate::counter::Counted;
@@ -15,10 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use stepmesh_proto::control::{self, FromMember, from_member, to_member};
 use stepmesh_proto::{Flags, Header, Immediate};
-use stepmesh_transport::{
-    Access, AddressSpace, Clock, Completion, Device, Endpoint, LinkId, LinkSecret, LinkSpec, Placement, Region, Side,
-    TransportError, Waker,
-};
+use stepmesh_transport::{Access, AddressSpace, Clock, Completion, Device, Endpoint, LinkId, Region, Waker};
 
 /// How a member joins. [`MemberOptions::new`] gives defaults that work on one host.
 #[derive(Clone, Debug)]
@@ -324,35 +318,6 @@ impl Member {
         self.links.iter().position(|link| link.as_ref().is_some_and(|link| link.incarnation == incarnation))
     }
 
-    fn open_link(&mut self, open: control::OpenLink) {
-        let Some(peer) = open.peer.as_ref().and_then(Peer::from_control) else { return };
-        let rank = peer.rank as usize;
-        let Ok(secret) = <[u8; 16]>::try_from(open.secret.as_slice()) else { return };
-        if peer.role == self.role || rank >= self.links.len() {
-            return;
-        }
-        if self.links[rank].is_some() {
-            self.end_link(rank, "replaced by a new link".into());
-        }
-        let spec = LinkSpec {
-            incarnation: open.incarnation,
-            secret: LinkSecret(secret),
-            lanes: self.options.lanes,
-            side: if self.role == Role::Attention { Side::Active } else { Side::Passive },
-        };
-        match self.endpoint.open(spec) {
-            Ok((id, descriptor)) => {
-                let deadline = self.clock.now() + self.options.connect_timeout;
-                let link = Link::new(peer, open.incarnation, id, &self.options, deadline);
-                self.links[rank] = Some(link);
-                self.by_id.push((id, rank));
-                let incarnation = open.incarnation;
-                self.say(from_member::Body::LinkOffer(control::LinkOffer { incarnation, descriptor }));
-            }
-            Err(error) => self.say_down(open.incarnation, error.to_string()),
-        }
-    }
-
     /// A message whose loss is the session's loss, which the next poll reports.
     fn say(&mut self, body: from_member::Body) {
         if let Err(error) = self.control.send(FromMember { body: Some(body) }) {
@@ -389,101 +354,6 @@ impl Member {
         }
     }
 
-    /// Allocates this incarnation's landing slots, grants them, and sends the descriptors.
-    fn grant(&mut self, rank: usize) -> Result<(), MeshError> {
-        let layout = self.options.layout.clone();
-        let headers = layout.headers_bytes();
-        let (bytes, placement) = if self.reads_in_place() {
-            (headers, None)
-        } else {
-            let bytes = headers + layout.area_bytes(self.receives())?;
-            let place = match &self.space {
-                Some(space) => Some(Placement::take(space, rank * self.stride_bytes()?, bytes)?),
-                None => None,
-            };
-            (bytes, place)
-        };
-        let inbox = self.device.allocate(bytes, Access::PeerWrite, placement)?;
-        let outbox = match self.role {
-            Role::Attention => self.outbox.clone().filter(|_| !self.maps()),
-            Role::Ffn if self.maps() => None,
-            Role::Ffn => Some(self.device.allocate(layout.area_bytes(Direction::F2A)?, Access::Local, None)?),
-        };
-        let shares = self.outbox.clone().filter(|_| self.role == Role::Attention && self.maps());
-        let Some(link) = self.links[rank].as_mut() else { return Ok(()) };
-        let mut descriptors = vec![self.endpoint.grant(link.id, &inbox, Access::PeerWrite)?];
-        if let Some(shared) = &shares {
-            descriptors.push(self.endpoint.grant(link.id, shared, Access::PeerRead)?);
-        }
-        link.inbox = Some(inbox);
-        link.outbox = outbox;
-        link.stage = Stage::Granting;
-        let incarnation = link.incarnation;
-        self.say(from_member::Body::LinkGrants(control::LinkGrants { incarnation, descriptors }));
-        self.take_up_grants(rank);
-        Ok(())
-    }
-
-    /// Imports the peer's regions when both they and the connection are there; the link is then up.
-    fn take_up_grants(&mut self, rank: usize) {
-        match self.try_import(rank) {
-            Ok(true) => {
-                let Some(link) = self.links[rank].as_mut() else { return };
-                link.stage = Stage::Up;
-                let incarnation = link.incarnation;
-                let early = std::mem::take(&mut link.early);
-                let peer = link.peer.clone();
-                self.events.push_back(MeshEvent::LinkUp(peer));
-                self.say(from_member::Body::LinkUp(control::LinkUp { incarnation }));
-                for immediate in early {
-                    self.handle_immediate(rank, immediate);
-                }
-            }
-            Ok(false) => {}
-            Err(error) => self.fence(rank, error.to_string()),
-        }
-    }
-
-    fn try_import(&mut self, rank: usize) -> Result<bool, MeshError> {
-        let in_place = self.reads_in_place();
-        let stride = self.stride_bytes()?;
-        let (request_area, headers) =
-            (self.options.layout.area_bytes(Direction::A2F)?, self.options.layout.headers_bytes());
-        let sends = self.options.layout.area_bytes(self.sends())?;
-        let Some(link) = self.links[rank].as_mut() else { return Ok(false) };
-        let Some(grants) = link.grants.as_ref().filter(|_| link.stage == Stage::Granting) else { return Ok(false) };
-        let expected = if in_place { 2 } else { 1 };
-        if grants.len() != expected {
-            return Err(MeshError::Refused(format!("{} regions granted, expected {expected}", grants.len())));
-        }
-        if link.peer_inbox.is_none() {
-            let inbox = self.endpoint.import(link.id, &grants[0], None)?;
-            let payload =
-                if self.role == Role::Attention && self.device.properties().maps_peer_memory { 0 } else { sends };
-            if inbox.access != Access::PeerWrite || inbox.len < (headers + payload) as u64 {
-                return Err(MeshError::Refused(format!(
-                    "a landing region of {} bytes with {:?}",
-                    inbox.len, inbox.access
-                )));
-            }
-            link.peer_inbox = Some(inbox);
-        }
-        if in_place && link.peer_outbox.is_none() {
-            let Some(space) = &self.space else { return Ok(false) };
-            let placement = match Placement::take(space, rank * stride, request_area) {
-                Ok(placement) => placement,
-                // A batch of the earlier incarnation is still in use: later.
-                Err(TransportError::PlaceTaken { .. }) => return Ok(false),
-                Err(error) => return Err(error.into()),
-            };
-            let outbox = self.endpoint.import(link.id, &grants[1], Some(placement))?;
-            let mapped = outbox.mapped.filter(|region| region.len() >= request_area);
-            let missing = || MeshError::Refused(format!("send slots of {} bytes", outbox.len));
-            link.peer_outbox = Some(mapped.ok_or_else(missing)?);
-        }
-        Ok(true)
-    }
-
     fn handle_immediate(&mut self, rank: usize, bits: u32) {
         let received_ns = self.clock.now_ns();
         let receives = self.receives();
@@ -504,84 +374,6 @@ impl Member {
             Ok(None) => {}
             Err(reason) => self.fence(rank, format!("the peer broke the protocol: {reason}")),
         }
-    }
-
-    /// Ends a link from this side and tells the scheduler once nothing of it is in use.
-    pub(crate) fn fence(&mut self, rank: usize, reason: String) {
-        let Some(incarnation) = self.links[rank].as_ref().map(|link| link.incarnation) else { return };
-        let in_use = self.end_link(rank, reason.clone());
-        self.fencing.push(Fencing { incarnation, reason, in_use });
-        self.finish_fences();
-    }
-
-    /// Lets other transfers on the link finish, then fences it.
-    pub(crate) fn drain(&mut self, rank: usize) {
-        let until = self.clock.now() + self.options.drain;
-        if let Some(link) = self.links[rank].as_mut()
-            && link.stage == Stage::Up
-        {
-            link.stage = Stage::Draining(until);
-        }
-    }
-
-    /// Closes the link and forgets it; regions go as soon as nobody uses them.
-    fn end_link(&mut self, rank: usize, reason: String) -> Weak<InUse> {
-        let Some(link) = self.links[rank].take() else { return Weak::new() };
-        self.endpoint.close(link.id);
-        self.by_id.retain(|(id, _)| *id != link.id);
-        self.arrivals.retain(|arrival| arrival.rank != rank);
-        self.ended.push_back(LinkEnd { rank, peer: link.peer.clone(), reason: reason.clone() });
-        self.events.push_back(MeshEvent::LinkDown { peer: link.peer.clone(), reason });
-        Arc::downgrade(&link.in_use)
-    }
-
-    fn finish_fences(&mut self) {
-        let mut index = 0;
-        while index < self.fencing.len() {
-            if self.fencing[index].in_use.strong_count() > 0 {
-                index += 1;
-                continue;
-            }
-            let fence = self.fencing.swap_remove(index);
-            self.say_down(fence.incarnation, fence.reason);
-        }
-    }
-
-    /// Retries what could not be done at once, and gives up on links that do not come up.
-    fn tend_links(&mut self) {
-        if !self.fencing.is_empty() {
-            self.finish_fences();
-        }
-        let direction = self.sends();
-        let mut late = None;
-        for rank in 0..self.links.len() {
-            let Some(link) = self.links[rank].as_mut() else { continue };
-            match link.stage {
-                Stage::Up | Stage::Draining(_) => {
-                    if link.has_backlog()
-                        && let Err(error) = link.flush(self.endpoint.as_mut(), &self.options.layout, direction)
-                    {
-                        late = Some((rank, error.to_string()));
-                    }
-                }
-                Stage::Granting | Stage::Connecting => {
-                    if self.clock.now() > link.deadline {
-                        late = Some((rank, format!("not set up within {:?}", self.options.connect_timeout)));
-                    } else if link.stage == Stage::Granting && link.grants.is_some() {
-                        self.take_up_grants(rank);
-                    }
-                }
-            }
-        }
-        if let Some((rank, reason)) = late {
-            self.fence(rank, reason);
-        }
-    }
-
-    /// Whether something must be looked at again soon though no event announces it.
-    pub(crate) fn has_chores(&self) -> bool {
-        !self.fencing.is_empty()
-            || self.links.iter().flatten().any(|link| link.stage != Stage::Up || link.has_backlog())
     }
 
     /// Posts a transfer to one peer.

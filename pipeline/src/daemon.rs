@@ -45,7 +45,9 @@ pub fn run_attention(
         }
         if rank.is_none() {
             rank = executor.mesh().rank();
-            rank.map(|rank| observe(Notice::Joined { rank }));
+            if let Some(rank) = rank {
+                observe(Notice::Joined { rank });
+            }
         }
         if shutdown.is_triggered() || executor.is_draining() {
             let until = *drain_until.get_or_insert_with(|| Instant::now() + DRAIN);

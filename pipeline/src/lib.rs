@@ -10,6 +10,7 @@ mod error;
 mod ffn;
 mod figures;
 mod layout;
+mod microbatch;
 mod options;
 mod sequence;
 

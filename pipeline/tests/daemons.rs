@@ -1,5 +1,7 @@
 //! Real daemons, each a thread with its own device, over real transports and a real scheduler: golden tokens and logits.
 
+#![allow(clippy::unwrap_used)]
+
 use safetensors::SafeTensors;
 use std::thread::JoinHandle;
 use std::time::Duration;

@@ -3,11 +3,24 @@
 
 #![allow(clippy::unwrap_used)]
 
+/// A fixture, or the end of the test that asks for it where there is no device.
+macro_rules! fixture {
+    ($options:expr) => {
+        match Verbs::with($options) {
+            Some(fixture) => fixture,
+            None => return,
+        }
+    };
+}
+
+#[path = "verbs/faults.rs"]
+mod faults;
+
 use std::sync::Arc;
 use std::time::Duration;
 use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
 use stepmesh_transport::verbs::{self, VerbsOptions};
-use stepmesh_transport::{Device, DeviceOptions, Provider};
+use stepmesh_transport::{Device, DeviceOptions, Provider, TransportError};
 
 /// The devices, in turn.
 struct Verbs {
@@ -29,10 +42,12 @@ impl Verbs {
     }
 
     fn open(&self, name: &str) -> Arc<dyn Device> {
-        let verbs = VerbsOptions { device: Some(name.into()), ..self.options.clone() };
-        let options = DeviceOptions { verbs, ..DeviceOptions::default() };
-        stepmesh_transport::open(Provider::Verbs, &options).expect("an RDMA device")
+        open(VerbsOptions { device: Some(name.into()), ..self.options.clone() }).expect("an RDMA device")
     }
+}
+
+fn open(verbs: VerbsOptions) -> Result<Arc<dyn Device>, TransportError> {
+    stepmesh_transport::open(Provider::Verbs, &DeviceOptions { verbs, ..DeviceOptions::default() })
 }
 
 impl Fixture for Verbs {
@@ -58,16 +73,6 @@ fn doomed_peer() {
     if let Some(fixture) = Verbs::with(VerbsOptions::default()) {
         testing::child::serve(|| fixture.open(fixture.names.last().expect("a device")));
     }
-}
-
-/// A fixture, or the end of the test that asks for it where there is no device.
-macro_rules! fixture {
-    ($options:expr) => {
-        match Verbs::with($options) {
-            Some(fixture) => fixture,
-            None => return,
-        }
-    };
 }
 
 stepmesh_transport::conformance_suite!(fixture!(VerbsOptions::default()));

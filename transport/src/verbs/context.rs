@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const LINK_LAYER_ETHERNET: u8 = 2;
 /// Reads that a queue pair has under way at most.
@@ -110,6 +111,7 @@ impl Context {
             && options.not_ready_timer < 32
             && options.service_level < 16
             && options.inline_bytes <= INLINE_BYTES
+            && options.keep_alive >= Duration::from_millis(1)
             && (4..=1 << 14).contains(&options.queue_depth);
         if !in_range {
             return Err(TransportError::invalid(format!(
@@ -181,10 +183,7 @@ impl Context {
         let name = &self.name;
         let candidates = self.options.port.map_or(1..=ports, |port| port..=port);
         for number in candidates.clone() {
-            let mut attributes = ibv_port_attr::default();
-            // SAFETY: the context is open; the call fills the part of the structure that is common to all versions.
-            let code = unsafe { self.verbs.ibv_query_port(self.raw, number, (&raw mut attributes).cast()) };
-            check(code, || format!("querying port {number} of {name}"))?;
+            let attributes = self.query_port(number)?;
             if attributes.state != IBV_PORT_ACTIVE {
                 continue;
             }
@@ -204,6 +203,18 @@ impl Context {
             what: format!("RDMA on {name}"),
             hint: format!("no port of {candidates:?} is active; see `rdma link` and plug it in or set it up"),
         })
+    }
+
+    fn query_port(&self, number: u8) -> Result<ibv_port_attr, TransportError> {
+        let mut attributes = ibv_port_attr::default();
+        // SAFETY: the context is open; the call fills the part of the structure that is common to all versions.
+        let code = unsafe { self.verbs.ibv_query_port(self.raw, number, (&raw mut attributes).cast()) };
+        check(code, || format!("querying port {number} of {}", self.name)).map(|()| attributes)
+    }
+
+    /// Whether the port carries anything now.
+    pub(super) fn is_port_active(&self) -> bool {
+        self.query_port(self.port.number).is_ok_and(|port| port.state == IBV_PORT_ACTIVE)
     }
 
     fn find_gid(&self, port: u8, len: i32, is_ethernet: bool) -> Result<ibv_gid_entry, TransportError> {

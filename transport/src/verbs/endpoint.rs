@@ -114,7 +114,7 @@ impl Endpoint for VerbsEndpoint {
             None
         };
         if let Some(why) = refused {
-            link.phase = Phase::Ending { deadline: now, reason: Disconnect::Rejected(why) };
+            link.end_by(now, Disconnect::Rejected(why));
             self.remind(now);
             return Ok(());
         }
@@ -122,7 +122,7 @@ impl Endpoint for VerbsEndpoint {
         link.phase =
             Phase::Connecting { deadline: now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400)) };
         if let Err(error) = link.connect() {
-            link.phase = Phase::Ending { deadline: now, reason: Disconnect::NotConnected(error.to_string()) };
+            link.end_by(now, Disconnect::NotConnected(error.to_string()));
         } else if let (Side::Active, Some(control)) = (side, &mut link.control) {
             control.send(Message::Hello);
         }

@@ -183,7 +183,7 @@ impl Lane {
     pub(super) fn fail(&mut self) {
         if self.pair.fail().is_err() {
             // The device is lost. Nothing will complete.
-            (self.receives, self.depth) = (0, 0);
+            self.receives = 0;
             return;
         }
         // Work that was done without telling so tells nothing now: a last request, flushed at once, marks the end.
@@ -219,7 +219,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Work has completed, and with it all before it. `None` means success, or what went wrong.
+    /// Work has completed, and with it, all before it; `error` says what went wrong with the last.
     pub(super) fn sent(&mut self, sequence: u16, error: Option<WorkError>, completions: &mut Vec<Completion>) {
         let count = usize::from(sequence.wrapping_sub(self.oldest)) + 1;
         if count > self.posted.len() {

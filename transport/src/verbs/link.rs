@@ -2,7 +2,7 @@
 
 use super::completion_queue::CompletionQueue;
 use super::context::Context;
-use super::control::{self, Control};
+use super::control::{self, Control, Message};
 use super::descriptor::{LinkHalf, control_tag};
 use super::lane::{self, Lane};
 use super::memory::Grant;
@@ -27,6 +27,9 @@ pub(super) enum Phase {
     Ending {
         deadline: Instant,
         reason: Disconnect,
+        /// An access was refused, and the peer has not said so. A dying peer's memory may go before its queue pairs,
+        /// and then its device refuses what it has granted.
+        unconfirmed: bool,
     },
     Ended,
 }
@@ -43,6 +46,8 @@ pub(super) struct Link {
     /// When the peer was last known to be alive, and when it was asked.
     pub(super) heard: Instant,
     pub(super) asked: Option<Instant>,
+    /// The peer was told why this side ends the link.
+    has_spoken: bool,
 }
 
 impl Link {
@@ -62,6 +67,7 @@ impl Link {
             peer: None,
             heard: Instant::now(),
             asked: None,
+            has_spoken: false,
         };
         let made = link.make_pairs(context, queue, id);
         if made.is_err() {
@@ -108,6 +114,30 @@ impl Link {
     /// Whether the peer may have heard of this end.
     pub(super) fn was_dialled(&self) -> bool {
         self.peer.is_some() && self.phase != Phase::Ended
+    }
+
+    /// Says the last word, once.
+    pub(super) fn say(&mut self, last_word: Option<Message>) {
+        if let (Some(message), Some(control), false) = (last_word, &mut self.control, self.has_spoken) {
+            control.send(message);
+            self.has_spoken = true;
+        }
+    }
+
+    /// Begins to end it, at the latest by `deadline`.
+    pub(super) fn end_by(&mut self, deadline: Instant, reason: Disconnect) {
+        self.phase = Phase::Ending { deadline, reason, unconfirmed: false };
+    }
+
+    /// Whether it is to end, and why, if nothing has to be waited for any more.
+    pub(super) fn verdict(&self, now: Instant) -> Option<Disconnect> {
+        let Phase::Ending { deadline, reason, unconfirmed } = &self.phase else { return None };
+        let speaks = self.control.as_ref().is_some_and(|control| !control.failed);
+        if *unconfirmed && !speaks {
+            return Some(Disconnect::PeerGone("its memory and its control queue pair are gone".into()));
+        }
+        let done = !unconfirmed && self.lanes.iter().all(Lane::is_drained);
+        (done || now >= *deadline).then(|| reason.clone())
     }
 
     /// Destroys the lanes and withdraws the grants: from here on the peer reaches no memory.

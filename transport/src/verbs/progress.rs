@@ -95,16 +95,16 @@ impl VerbsEndpoint {
                 if status == IBV_WC_SUCCESS {
                     if matches!(link.phase, Phase::Connecting { .. }) {
                         // The peer has greeted on the other queue pair, and sends already.
-                        link.phase = Phase::Connected;
-                        completions.push(Completion::Connected { link: id });
+                        self.welcome(id, now, completions);
                     }
                     completions.push(Completion::Immediate { link: id, lane, immediate });
                     if let Err(error) = replenished {
                         self.end(id, Disconnect::PeerGone(error.to_string()), Some(Message::Lost));
                     }
                 } else if matches!(link.phase, Phase::Connected | Phase::Connecting { .. }) {
+                    // A refused peer learns it from its own device, and then says so.
                     let reason = self.judge_flush(lane);
-                    self.end(id, reason, Some(Message::Refused));
+                    self.end(id, reason, None);
                 }
             }
         }
@@ -130,7 +130,7 @@ impl VerbsEndpoint {
 
     /// Why a lane was ended by this side's device, with nothing posted having failed.
     fn judge_flush(&self, lane: u8) -> Disconnect {
-        if self.context.losses() == self.losses {
+        if self.context.losses() == self.losses && self.context.is_port_active() {
             Disconnect::AccessRefused(format!("this device refused what the peer asked for on lane {lane}"))
         } else {
             self.port_lost()
@@ -156,6 +156,9 @@ impl VerbsEndpoint {
             control.unsent = control.unsent.saturating_sub(1);
         }
         if status != IBV_WC_SUCCESS {
+            if !sent && link.phase != Phase::Connected {
+                return;
+            }
             let first = !std::mem::replace(&mut control.failed, true);
             if link.phase == Phase::Connected && first {
                 let reason = match status {
@@ -164,7 +167,7 @@ impl VerbsEndpoint {
                 };
                 self.end(id, reason, None);
             }
-            // Before that, the peer has not connected yet: the hello is sent again.
+            // Before that, a hello has failed, as the peer has not connected yet: it is sent again.
             self.remind(Instant::now());
             return;
         }
@@ -179,57 +182,67 @@ impl VerbsEndpoint {
             }
             Some(Message::Welcome) => link.spec.side == Side::Active,
             Some(Message::Ping) => false,
-            Some(Message::Bye) => return self.end(id, Disconnect::Closed, None),
+            Some(Message::Bye) => return self.told(id, Disconnect::Closed, None),
             Some(Message::Refused) => {
                 let reason = Disconnect::AccessRefused("the peer says that an access was refused".into());
-                return self.end(id, reason, None);
+                return self.told(id, reason, Some(Message::Refused));
             }
-            Some(Message::Lost) => return self.end(id, Disconnect::PeerGone("it has lost the link".into()), None),
+            Some(Message::Lost) => return self.told(id, Disconnect::PeerGone("it has lost the link".into()), None),
             None => {
                 let reason = Disconnect::Protocol(format!("the control message {immediate:#x} is none of this link"));
                 return self.end(id, reason, None);
             }
         };
         if connects && matches!(link.phase, Phase::Connecting { .. }) {
-            link.phase = Phase::Connected;
-            completions.push(Completion::Connected { link: id });
+            self.welcome(id, Instant::now(), completions);
         }
     }
 
-    /// Begins to end a link: the lanes fail at once, and are drained. A peer's own word for it is the better reason.
+    /// Both ends can receive; from now on the peer is looked after.
+    fn welcome(&mut self, id: LinkId, now: Instant, completions: &mut Vec<Completion>) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.phase = Phase::Connected;
+            completions.push(Completion::Connected { link: id });
+            self.remind(now);
+        }
+    }
+
+    /// Begins to end a link: the lanes fail at once, and are drained.
     pub(super) fn end(&mut self, id: LinkId, reason: Disconnect, last_word: Option<Message>) {
         let now = Instant::now();
         let Some(link) = self.links.get_mut(&id) else { return };
-        match &mut link.phase {
-            Phase::Ended => return,
-            Phase::Ending { reason: earlier, .. } => {
-                if matches!(earlier, Disconnect::PeerGone(_)) {
-                    *earlier = reason;
-                }
-                return;
-            }
+        match link.phase {
+            Phase::Ended | Phase::Ending { .. } => return,
             Phase::Connected => {
                 link.lanes.iter_mut().for_each(|lane| lane.fail());
-                link.phase = Phase::Ending { deadline: now + DRAIN, reason };
+                let unconfirmed = matches!(reason, Disconnect::AccessRefused(_));
+                link.phase = Phase::Ending { deadline: now + DRAIN, reason, unconfirmed };
             }
             // Nothing was posted: there is nothing to wait for.
-            Phase::Opened | Phase::Connecting { .. } => link.phase = Phase::Ending { deadline: now, reason },
+            Phase::Opened | Phase::Connecting { .. } => link.end_by(now, reason),
         }
-        if let (Some(control), Some(message)) = (&mut link.control, last_word) {
-            control.send(message);
-        }
+        link.say(last_word);
         self.remind(now);
+    }
+
+    /// Ends a link by the peer's word, which is better than what its silence says; answers it if it was not foreseen.
+    fn told(&mut self, id: LinkId, word: Disconnect, answer: Option<Message>) {
+        self.end(id, word.clone(), answer);
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.say(answer);
+        if let Phase::Ending { reason, unconfirmed, .. } = &mut link.phase {
+            *unconfirmed = false;
+            if matches!(reason, Disconnect::PeerGone(_)) {
+                *reason = word;
+            }
+        }
+        self.remind(Instant::now());
     }
 
     /// Ends a link for good, once its lanes are drained or have had their time.
     fn settle(&mut self, id: LinkId, now: Instant, completions: &mut Vec<Completion>) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        let Phase::Ending { deadline, reason } = &link.phase else { return };
-        if now < *deadline && !link.lanes.iter().all(|lane| lane.is_drained()) {
-            let deadline = *deadline;
-            return self.remind(deadline);
-        }
-        let reason = reason.clone();
+        let Some(reason) = link.verdict(now) else { return };
         link.phase = Phase::Ended;
         link.lanes.iter_mut().for_each(|lane| lane.abandon(completions));
         link.drop_lanes(&self.context, &mut self.queue);
@@ -258,9 +271,9 @@ impl VerbsEndpoint {
         for (&id, link) in &mut self.links {
             let due = match &link.phase {
                 Phase::Opened | Phase::Ended => continue,
-                Phase::Ending { deadline, .. } => {
+                &Phase::Ending { deadline, unconfirmed, .. } => {
                     late.push(id);
-                    *deadline
+                    if unconfirmed { look_after(link, now, keep_alive).min(deadline) } else { deadline }
                 }
                 Phase::Connecting { deadline } if *deadline <= now => {
                     late.push(id);

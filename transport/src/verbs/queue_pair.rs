@@ -57,6 +57,17 @@ unsafe impl Send for QueuePair {}
 impl QueuePair {
     /// A queue pair in its initial state, with no receive posted. Its `shape.inline` is what the device takes.
     pub(super) fn new(context: &Arc<Context>, queue: &CompletionQueue, shape: Shape) -> Result<Self, TransportError> {
+        // SAFETY: an open context's table of functions does not change.
+        let operations = unsafe { &(*context.raw).ops };
+        let (Some(post_send), Some(post_receive)) = (operations.post_send, operations.post_recv) else {
+            return Err(TransportError::Unsupported {
+                what: format!("posting to {}", context.name),
+                hint: "its user-space driver is incomplete; update rdma-core".into(),
+            });
+        };
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).map_err(|error| TransportError::invalid(format!("no random number: {error}")))?;
+        let first_packet = u32::from_le_bytes(random) & 0xFF_FFFF;
         let make = |inline: usize| {
             let mut wanted = ibv_qp_init_attr {
                 send_cq: queue.raw(),
@@ -83,17 +94,6 @@ impl QueuePair {
         let raw = check_pointer(raw, || {
             format!("making a queue pair of {} + {} on {}", shape.sends, shape.receives, context.name)
         })?;
-        // SAFETY: an open context's table of functions does not change.
-        let operations = unsafe { &(*context.raw).ops };
-        let (Some(post_send), Some(post_receive)) = (operations.post_send, operations.post_recv) else {
-            return Err(TransportError::Unsupported {
-                what: format!("posting to {}", context.name),
-                hint: "its user-space driver is incomplete; update rdma-core".into(),
-            });
-        };
-        let mut random = [0; 4];
-        getrandom::fill(&mut random).map_err(|error| TransportError::invalid(format!("no random number: {error}")))?;
-        let first_packet = u32::from_le_bytes(random) & 0xFF_FFFF;
         let shape = Shape { inline: inline.min(shape.inline), ..shape };
         let pair = Self { context: context.clone(), raw, shape, first_packet, post_send, post_receive };
         pair.initialise()?;

@@ -16,6 +16,13 @@
 //! A link is ended by destroying its lanes, after which the device touches nothing for them, and then its grants; the
 //! control queue pair outlives them for as long as its last word takes. What an RC queue pair cannot tell its peer (that
 //! it is closed, that it was refused) goes that way.
+//!
+//! A silent peer is pinged; its device answers for it, so a process that lives but does not poll is alive. An access that
+//! the peer's device refuses ends a link as refused only when the peer says so, too (within a second): the device of a
+//! process that is being killed may withdraw its memory first.
+//!
+//! A posted source region is kept alive until a later signalled request of its lane completes, at most a quarter of the
+//! queue depth behind.
 
 mod chain;
 mod completion_queue;

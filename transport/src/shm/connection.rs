@@ -23,7 +23,8 @@ pub(super) struct Import {
     pub(super) region: Region,
 }
 
-/// A link that carries work.
+/// A link that carries work. Apart from what other threads write.
+#[repr(align(128))]
 pub(super) struct Connection {
     /// None once the peer has hung up.
     socket: Option<Socket>,

@@ -19,7 +19,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// An endpoint of the provider.
+/// An endpoint of the provider. Apart from what other threads write: every poll counts in it.
+#[repr(align(128))]
 pub(super) struct ShmEndpoint {
     pub(super) options: DeviceOptions,
     /// Which boot of which host this is.

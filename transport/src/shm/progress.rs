@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 const AT_ONCE: usize = 256;
 /// How long the sockets may go unheard while polling: the time in which a death is noticed.
 const SOCKETS_MS: u64 = 10;
-/// As many polls, while a hello is under way.
+/// How many polls pass between two looks at the clock, which would cost a good part of a poll.
+const CLOCK_POLLS: u32 = 64;
+/// How many polls pass between two looks at the sockets while a hello is under way.
 const HELLO_POLLS: u32 = 8;
 /// How long a wait sleeps before it looks at the sockets.
 const SLICE: Duration = Duration::from_millis(25);
@@ -39,7 +41,7 @@ impl Schedule {
         self.polls = self.polls.wrapping_add(1);
         self.due
             || self.hello && self.polls.is_multiple_of(HELLO_POLLS)
-            || coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS
+            || self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS
     }
 }
 
@@ -82,8 +84,8 @@ impl ShmEndpoint {
     /// Takes what has arrived in the rings, from each link in turn.
     fn collect(&mut self, budget: &mut usize, completions: &mut Vec<Completion>) {
         let count = self.links.len();
-        for turn in 0..count {
-            let index = (self.first + turn) % count;
+        self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
+        for index in (self.first..count).chain(0..self.first) {
             let Link { id, state: State::Connected(connection), .. } = &mut self.links[index] else { continue };
             match connection.collect(*id, budget, completions) {
                 Ok(None) => {}
@@ -91,7 +93,6 @@ impl ShmEndpoint {
                 Err(_) => self.fail(index, Disconnect::Protocol("the peer wrote nonsense into a ring".into())),
             }
         }
-        self.first = self.first.wrapping_add(1);
     }
 
     fn hear_sockets(&mut self) -> Result<(), TransportError> {

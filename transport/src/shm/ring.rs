@@ -36,7 +36,8 @@ fn lap(position: u64) -> u32 {
     (position / CAPACITY as u64) as u32 + 1
 }
 
-/// The end that writes.
+/// The end that writes. Apart from its neighbours: the two ends may live in one process, side by side on its heap.
+#[repr(align(128))]
 pub(super) struct Producer<C> {
     cells: C,
     produced: u64,
@@ -74,7 +75,8 @@ impl<C: Cells> Producer<C> {
     }
 }
 
-/// The end that reads.
+/// The end that reads. Apart from its neighbours, too.
+#[repr(align(128))]
 pub(super) struct Consumer<C> {
     cells: C,
     consumed: u64,

@@ -71,7 +71,7 @@ impl<'a> Flow<'a> {
                     return Ok(self.times);
                 }
                 Some(PLACES) => self.free += self.window / 2,
-                Some(_) => self.take()?,
+                Some(_) => self.take(said_last)?,
                 None => std::hint::spin_loop(),
             }
             if !said_last && budget.is_some_and(|budget| start.elapsed() > budget) {
@@ -81,8 +81,8 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// One transfer has come.
-    fn take(&mut self) -> Result<(), BenchError> {
+    /// One transfer has come. Behind the last word nothing more is said, so that nothing is left on its way.
+    fn take(&mut self, said_last: bool) -> Result<(), BenchError> {
         self.received += 1;
         let half = self.window / 2;
         if self.received.is_multiple_of(half) {
@@ -90,7 +90,9 @@ impl<'a> Flow<'a> {
             if let Some(since) = self.half_since.replace(now) {
                 self.times.record(now - since, half as u32);
             }
-            self.end.notify(PLACES)?;
+            if !said_last {
+                self.end.notify(PLACES)?;
+            }
         }
         Ok(())
     }

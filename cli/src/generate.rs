@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: GenerateArguments) -> Result<(), CliError> {
         .map(|prompt| Request {
             prompt: prompt.clone(),
             max_new_tokens: arguments.prompts.max_new_tokens,
-            ignore_eos: true,
+            ignore_eos: arguments.prompts.ignores_eos(),
             logits: false,
         })
         .collect();

@@ -29,7 +29,7 @@ impl FromStr for TokenIds {
 pub(crate) struct PromptArguments {
     /// A prompt as text; needs a checkpoint with a tokenizer.json. May be repeated
     #[arg(long, value_name = "TEXT", conflicts_with = "token_ids")]
-    pub(crate) prompt: Vec<String>,
+    prompt: Vec<String>,
     /// A prompt as token ids; such a run ignores end-of-sequence tokens. May be repeated
     #[arg(long, value_name = "ID,ID,…", value_parser = TokenIds::from_str, allow_hyphen_values = true)]
     pub(crate) token_ids: Vec<TokenIds>,
@@ -38,10 +38,15 @@ pub(crate) struct PromptArguments {
     pub(crate) max_new_tokens: u32,
     /// Go on after an end-of-sequence token
     #[arg(long)]
-    pub(crate) ignore_eos: bool,
+    ignore_eos: bool,
 }
 
 impl PromptArguments {
+    /// Whether sequences go on after an end-of-sequence token: always where the prompts are token ids.
+    pub(crate) fn ignores_eos(&self) -> bool {
+        self.ignore_eos || self.prompt.is_empty()
+    }
+
     /// Refuses text: by the checkpoint's lack of a tokenizer, or by this build's.
     pub(crate) fn refuse_text(&self, checkpoint: Option<&Path>, name: &str) -> Result<(), CliError> {
         let Some(text) = self.prompt.first() else { return Ok(()) };

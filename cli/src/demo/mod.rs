@@ -182,7 +182,7 @@ fn requests(prompts: &[Vec<u32>], arguments: &DemoArguments) -> Vec<Request> {
     let request = |prompt: &Vec<u32>| Request {
         prompt: prompt.clone(),
         max_new_tokens: arguments.prompts.max_new_tokens,
-        ignore_eos: true,
+        ignore_eos: arguments.prompts.ignores_eos(),
         logits: arguments.logits.is_some(),
     };
     prompts.iter().map(request).collect()

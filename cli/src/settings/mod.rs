@@ -104,3 +104,34 @@ macro_rules! settings {
     };
 }
 use settings;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field of a role has its row in the operator's manual, with its default.
+    fn check_manual<L: Layer + clap::Args>(heading: &str) {
+        let manual = include_str!("../../../docs/operations.md");
+        let (_, section) = manual.split_once(heading).unwrap();
+        let section = section.split("\n##").next().unwrap_or_default();
+        let command = with_environment::<L>(L::augment_args(clap::Command::new("role")));
+        let defaults = L::defaults();
+        for field in command.get_arguments().map(|argument| argument.get_id().to_string()) {
+            let default = defaults.iter().find(|(name, _)| *name == field).map(|(_, default)| default.as_str());
+            let row = section.lines().find(|line| line.starts_with(&format!("| `{field}` |")));
+            let row = row.unwrap_or_else(|| panic!("{heading} has no row for `{field}`"));
+            let expected = default.map_or("| — |".to_owned(), |default| format!("| `{default}` |"));
+            assert!(row.contains(&expected), "{row} does not say {expected}");
+        }
+        let rows = section.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, command.get_arguments().count(), "{heading} has rows for fields that are gone");
+    }
+
+    #[test]
+    fn the_manual_lists_every_field_and_its_default() {
+        check_manual::<SchedulerLayer>("### Scheduler\n");
+        check_manual::<AttentionLayer>("### Attention\n");
+        check_manual::<FfnLayer>("### FFN\n");
+        check_manual::<DeploymentLayer>("### A whole deployment (`up`)\n");
+    }
+}

@@ -37,11 +37,12 @@ impl Schedule {
         (self.due, self.hello) = (true, true);
     }
 
+    /// Counts a poll. Once due, they stay so until they are heard: a wait that ends for them must not have used it up.
     fn is_due(&mut self) -> bool {
         self.polls = self.polls.wrapping_add(1);
+        self.due |= self.hello && self.polls.is_multiple_of(HELLO_POLLS)
+            || self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS;
         self.due
-            || self.hello && self.polls.is_multiple_of(HELLO_POLLS)
-            || self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS
     }
 }
 

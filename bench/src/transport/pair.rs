@@ -172,10 +172,11 @@ impl End {
     /// Polls until the other end is `over`: it may still need this one to send and to acknowledge.
     pub(super) fn attend(&mut self, over: &AtomicBool) -> Result<(), BenchError> {
         while !over.load(Ordering::Acquire) {
-            self.progress()?;
             self.seen.clear();
+            self.progress()?;
             std::hint::spin_loop();
         }
+        self.seen.clear();
         self.looked_at = 0;
         Ok(())
     }

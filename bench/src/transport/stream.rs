@@ -23,7 +23,7 @@ pub(super) fn flow(
 ) -> Result<Vec<Timing>, BenchError> {
     let [a, b] = &mut pair.ends;
     let (back, there) = cpus.duel(
-        |over| Flow::new(a, bytes, true)?.run(Some(budget), over),
+        |over| Flow::new(a, bytes, true)?.run(Some((budget, both)), over),
         |over| {
             let times = Flow::new(b, bytes, both)?.run(None, over)?;
             b.attend(over)?;
@@ -39,7 +39,7 @@ struct Flow<'a> {
     bytes: usize,
     window: usize,
     sends: bool,
-    next: usize,
+    sent: usize,
     free: usize,
     received: usize,
     half_since: Option<Instant>,
@@ -50,17 +50,19 @@ impl<'a> Flow<'a> {
     fn new(end: &'a mut End, bytes: usize, sends: bool) -> Result<Self, BenchError> {
         let window = window(bytes);
         let times = Times::new()?;
-        Ok(Self { end, bytes, window, sends, next: 0, free: window, received: 0, half_since: None, times })
+        Ok(Self { end, bytes, window, sends, sent: 0, free: window, received: 0, half_since: None, times })
     }
 
-    /// Flows for the time that is given, or until the peer has had enough.
-    fn run(mut self, budget: Option<Duration>, over: &AtomicBool) -> Result<Times, BenchError> {
+    /// Flows for the time that is given, and longer until there is something to take a median of, in both directions if
+    /// the peer sends, too; or until the peer has had enough.
+    fn run(mut self, limit: Option<(Duration, bool)>, over: &AtomicBool) -> Result<Times, BenchError> {
+        let few = 4 * self.window;
         let start = Instant::now();
         let mut said_last = false;
         loop {
             if self.sends && !said_last && self.free > 0 {
-                self.end.send(Mode::Copy, self.bytes, self.next * self.bytes, TRANSFER)?;
-                self.next = (self.next + 1) % self.window;
+                self.end.send(Mode::Copy, self.bytes, self.sent % self.window * self.bytes, TRANSFER)?;
+                self.sent += 1;
                 self.free -= 1;
             }
             match self.end.look(over)? {
@@ -74,7 +76,10 @@ impl<'a> Flow<'a> {
                 Some(_) => self.take(said_last)?,
                 None => std::hint::spin_loop(),
             }
-            if !said_last && budget.is_some_and(|budget| start.elapsed() > budget) {
+            let is_enough = |(budget, both): (Duration, bool)| {
+                self.sent >= few && (self.received >= few || !both) && start.elapsed() > budget
+            };
+            if !said_last && limit.is_some_and(is_enough) {
                 self.end.notify(LAST)?;
                 said_last = true;
             }

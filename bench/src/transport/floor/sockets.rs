@@ -60,7 +60,7 @@ pub(in super::super) fn pump(
 ) -> Result<Vec<Timing>, BenchError> {
     let Sockets([a, b]) = Sockets::connect()?;
     let (back, there) =
-        cpus.duel(|_| Pump::new(a, bytes, true)?.run(Some(budget)), |_| Pump::new(b, bytes, both)?.run(None))?;
+        cpus.duel(|_| Pump::new(a, bytes, true)?.run(Some((budget, both))), |_| Pump::new(b, bytes, both)?.run(None))?;
     Ok(if both { vec![there.timing(), back.timing()] } else { vec![there.timing()] })
 }
 
@@ -72,6 +72,7 @@ struct Pump {
     target: Vec<u8>,
     sends: bool,
     sent: usize,
+    transfers: usize,
     received: usize,
     half_since: Option<Instant>,
     times: Times,
@@ -81,22 +82,30 @@ impl Pump {
     fn new(socket: TcpStream, bytes: usize, sends: bool) -> Result<Self, BenchError> {
         let (source, target) = (vec![1; bytes], vec![0; bytes * window(bytes)]);
         let times = Times::new()?;
-        Ok(Self { socket, bytes, source, target, sends, sent: 0, received: 0, half_since: None, times })
+        Ok(Self { socket, bytes, source, target, sends, sent: 0, transfers: 0, received: 0, half_since: None, times })
     }
 
-    /// Runs for the time that is given, or until the peer has had enough.
-    fn run(mut self, budget: Option<Duration>) -> Result<Times, BenchError> {
+    /// Runs for the time that is given, and longer until there is something to take a median of, in both directions if
+    /// the peer sends, too; or until the peer has had enough.
+    fn run(mut self, limit: Option<(Duration, bool)>) -> Result<Times, BenchError> {
         let start = Instant::now();
+        let few = 4 * window(self.bytes);
         let half = self.bytes * (window(self.bytes) / 2);
         let mut peer_sends = true;
         while self.sends || peer_sends {
             if self.sends {
                 match some(self.socket.write(&self.source[self.sent..]))? {
-                    Some(count) => self.sent = (self.sent + count) % self.bytes,
+                    Some(count) => {
+                        self.sent += count;
+                        self.transfers += self.sent / self.bytes;
+                        self.sent %= self.bytes;
+                    }
                     None => std::hint::spin_loop(),
                 }
-                let enough = budget.map_or(!peer_sends, |budget| start.elapsed() > budget);
-                if enough {
+                let is_enough = |(budget, both): (Duration, bool)| {
+                    self.transfers >= few && (self.received >= few * self.bytes || !both) && start.elapsed() > budget
+                };
+                if limit.map_or(!peer_sends, is_enough) {
                     self.sends = false;
                     self.socket.shutdown(Shutdown::Write).map_err(BenchError::system("closing a socket"))?;
                 }
@@ -108,7 +117,7 @@ impl Pump {
                 match some(self.socket.read(&mut self.target[at..end]))? {
                     Some(0) => {
                         peer_sends = false;
-                        if budget.is_none() && !self.sends {
+                        if limit.is_none() && !self.sends {
                             self.socket.shutdown(Shutdown::Write).map_err(BenchError::system("closing a socket"))?;
                         }
                     }

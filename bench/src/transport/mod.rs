@@ -1,7 +1,7 @@
 //! The transport suite: round trips and streams over a provider, each next to the machine's floor of the same moment.
 //!
 //! Two ends in two threads, pinned to two CPUs, exchange writes-with-immediate and spin. Before and after every row the
-//! same bytes are moved by the barest means there are ([`floor`]): a cache line that two cores bounce, `memcpy` into
+//! same bytes are moved by the barest means there are (module `floor`): a cache line that two cores bounce, `memcpy` into
 //! shared memory, two busy-polling sockets. A row whose floor has drifted meanwhile is taken again.
 //!
 //! No side looks at the payload while the clock runs, as in `ib_write_lat` and `ucx_perftest`; that it arrives is

@@ -1,9 +1,24 @@
-//! What the benches measure on — a transfer of Step-3's full shapes, one layer of the tiny checkpoint — and the suite of
-//! the transports against the floors of the machine.
+//! The latency suite: the transports and the mesh against the floors of the machine, and other systems beside them; and
+//! what the criterion benches measure on.
 
+mod cpus;
+mod drift;
+mod error;
+mod floor;
 mod layer;
+mod machine;
+mod report;
+mod timing;
 mod transfer;
+
+pub mod compare;
+pub mod pushpull;
 pub mod transport;
 
+pub use cpus::Cpus;
+pub use drift::Drift;
+pub use error::BenchError;
 pub use layer::TinyLayer;
+pub use machine::Machine;
+pub use report::Report;
 pub use transfer::{HIDDEN, Transfer};

@@ -6,7 +6,7 @@ use stepmesh_proto::{Dtype, Header, Part};
 /// Step-3's hidden size.
 pub const HIDDEN: usize = 7168;
 /// Experts that each token visits.
-const TOP_K: u32 = 3;
+pub(crate) const TOP_K: u32 = 3;
 /// Microbatches in flight.
 const MICROBATCHES: u16 = 3;
 

@@ -1,5 +1,6 @@
 //! The command tree.
 
+use crate::bench::BenchCommand;
 use crate::demo::DemoArguments;
 use crate::doctor::DoctorArguments;
 use crate::generate::GenerateArguments;
@@ -51,6 +52,9 @@ pub(crate) enum Command {
     /// Run an FFN daemon
     #[command(after_help = "Example:  stepmesh ffn --scheduler http://127.0.0.1:7400 --checkpoint ./step3-tiny")]
     Ffn(Box<Layered<FfnLayer>>),
+    /// Measure this machine: transports and mesh against the floor and against other systems
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Say what this machine has and lacks
     Doctor(DoctorArguments),
     /// Say what model a checkpoint holds

@@ -1,6 +1,7 @@
 //! The `stepmesh` command: reads what is asked, does it, and says what went wrong.
 
 mod arguments;
+mod bench;
 mod carried;
 mod client;
 mod decode;
@@ -54,6 +55,7 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Scheduler(settings) => roles::run_scheduler(&settings.resolve()?, log),
         Command::Attention(settings) => roles::run_attention(&settings.resolve()?, log),
         Command::Ffn(settings) => roles::run_ffn(&settings.resolve()?, log),
+        Command::Bench(command) => bench::run(command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }

@@ -59,6 +59,21 @@ fn an_output_file_that_cannot_be_written_is_refused_before_anything_starts() {
 }
 
 #[test]
+fn a_measurement_that_cannot_be_made_is_refused_before_anything_starts() {
+    let bench = |arguments: &[&str]| refused(&[&["bench", "transport", "--quick"], arguments].concat());
+    assert_names(&bench(&[]), &["--provider"]);
+    assert_names(&bench(&["--provider", "mem"]), &["'mem'", "shm", "tcp"]);
+    for sizes in ["0", "8,", "1e99", "7KB", "65MiB"] {
+        assert_names(&bench(&["--provider", "shm", "--sizes", sizes]), &["--sizes"]);
+    }
+    assert_names(&bench(&["--provider", "shm", "--cpus", "0"]), &["--cpus", "comma"]);
+    assert_names(&bench(&["--provider", "shm", "--cpus", "0,0"]), &["CPU 0", "two CPUs"]);
+    assert_names(&bench(&["--provider", "shm", "--cpus", "0,99999"]), &["CPU 99999"]);
+    let nowhere = "/no/such/directory/file";
+    assert_names(&bench(&["--provider", "shm", "--json", nowhere]), &[nowhere]);
+}
+
+#[test]
 fn a_configuration_file_is_read_strictly() {
     let dir = tempfile::tempdir().unwrap();
     let write = |text: &str| {

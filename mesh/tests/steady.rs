@@ -4,19 +4,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use stepmesh_mesh::control::{Control, ControlError, ControlEvent};
-use stepmesh_mesh::scheduler::{Action, SchedulerOptions, Session, State, system_secrets};
+use std::time::Duration;
+use stepmesh_mesh::control::{LocalControl, LocalScheduler};
+use stepmesh_mesh::scheduler::SchedulerOptions;
 use stepmesh_mesh::threaded::{AttentionEngine, FfnEngine, ProgressOptions};
 use stepmesh_mesh::{
     AttentionMesh, Batch, FfnMesh, MemberOptions, MeshError, PartSpec, Policy, Request, SlotLayout, Ticket,
 };
 use stepmesh_proto::Part;
-use stepmesh_proto::control::FromMember;
-use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider, Waker};
+use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider};
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -39,58 +37,26 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// A control plane without threads: the scheduler's state behind a lock.
-struct Hub {
-    state: State,
-    members: BTreeMap<Session, (Waker, VecDeque<ControlEvent>)>,
-}
-
-struct LocalControl {
-    session: Session,
-    hub: Arc<Mutex<Hub>>,
-}
-
-impl Control for LocalControl {
-    fn send(&mut self, message: FromMember) -> Result<(), ControlError> {
-        let mut hub = self.hub.lock().unwrap();
-        hub.state.message(self.session, message, Instant::now());
-        while let Some(action) = hub.state.next_action() {
-            let Action::Send { session, message } = action else { continue };
-            let (waker, events) = hub.members.get_mut(&session).unwrap();
-            events.push_back(ControlEvent::Message(message));
-            waker.wake();
-        }
-        Ok(())
-    }
-
-    fn poll(&mut self) -> Option<ControlEvent> {
-        self.hub.lock().unwrap().members.get_mut(&self.session)?.1.pop_front()
-    }
-}
-
 type Parts = (MemberOptions, Arc<dyn Device>, Box<dyn Endpoint>, Box<LocalControl>, Clock);
 
-fn parts(provider: Provider, hub: &Arc<Mutex<Hub>>) -> Parts {
+fn parts(provider: Provider, scheduler: &LocalScheduler) -> Parts {
     let specs = vec![PartSpec { row_bytes: 512, max_rows: 32 }, PartSpec { row_bytes: 4, max_rows: 32 }];
     let mut options = MemberOptions::new(SlotLayout::new(3, specs.clone(), specs).unwrap(), "echo");
     options.lanes = 2;
     options.stripe_bytes = 1024;
     let device = stepmesh_transport::open(provider, &DeviceOptions::default()).unwrap();
     let endpoint = device.endpoint().unwrap();
-    let mut guard = hub.lock().unwrap();
-    let session = guard.state.connected(Instant::now());
-    guard.members.insert(session, (endpoint.waker(), VecDeque::with_capacity(64)));
-    (options, device, endpoint, Box::new(LocalControl { session, hub: hub.clone() }), Clock::system())
+    let control = scheduler.session(endpoint.waker());
+    (options, device, endpoint, Box::new(control), Clock::system())
 }
 
 /// One attention and two FFN instances.
 fn deployment(provider: Provider) -> (AttentionMesh, [FfnMesh; 2]) {
-    let state = State::new(SchedulerOptions::new(1, 2), system_secrets()).unwrap();
-    let hub = Arc::new(Mutex::new(Hub { state, members: BTreeMap::new() }));
-    let (options, device, endpoint, control, clock) = parts(provider, &hub);
+    let scheduler = LocalScheduler::new(SchedulerOptions::new(1, 2)).unwrap();
+    let (options, device, endpoint, control, clock) = parts(provider, &scheduler);
     let attention = AttentionMesh::with_endpoint(options, device, endpoint, control, clock).unwrap();
     let ffn = [0, 1].map(|_| {
-        let (options, device, endpoint, control, clock) = parts(provider, &hub);
+        let (options, device, endpoint, control, clock) = parts(provider, &scheduler);
         FfnMesh::with_endpoint(options, device, endpoint, control, clock).unwrap()
     });
     (attention, ffn)

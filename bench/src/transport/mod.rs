@@ -7,22 +7,21 @@
 //! No side looks at the payload while the clock runs, as in `ib_write_lat` and `ucx_perftest`; that it arrives is
 //! checked before.
 
-mod cpus;
-mod error;
-mod floor;
 mod pair;
 mod pingpong;
 mod report;
 mod rows;
 mod stream;
-mod timing;
 
-pub use cpus::Machine;
-pub use error::BenchError;
-pub use report::{Drift, Floor, Mode, Operation, Report, Row};
+pub use report::{Floor, Line, Mode, Operation, Row};
 
-use cpus::Cpus;
+pub(crate) use pair::{End, window};
+
+use crate::compare::{Comparison, ROUNDS, Ucx, UcxTest};
+use crate::drift::steadiest;
+use crate::{BenchError, Cpus, Report};
 use pair::Pair;
+use std::ops::ControlFlow;
 use std::time::Duration;
 use stepmesh_transport::{DeviceOptions, Provider};
 
@@ -36,27 +35,20 @@ pub struct Options {
     pub provider: Provider,
     /// Bytes of each transfer; streams take those from 64 KiB on.
     pub sizes: Vec<usize>,
-    /// A short look, to see that everything works: a tenth of the time, no repetition.
+    /// A short look, to see that everything works: a twentieth of the time, no repetition.
     pub quick: bool,
-    /// The CPUs of the two ends; none: the first two that this process may use.
-    pub cpus: Option<[usize; 2]>,
+    /// The CPUs of the two ends.
+    pub cpus: Cpus,
     /// How the devices are opened.
     pub device: DeviceOptions,
-    /// The command line that asks, for the report.
-    pub command: String,
+    /// What the round trips are compared with, in the same run.
+    pub ucx: Option<Ucx>,
 }
 
 impl Options {
-    /// The whole suite.
-    pub fn new(provider: Provider) -> Self {
-        Self {
-            provider,
-            sizes: SIZES.to_vec(),
-            quick: false,
-            cpus: None,
-            device: DeviceOptions::default(),
-            command: format!("stepmesh bench transport --provider {provider}"),
-        }
+    /// The whole suite, without comparison.
+    pub fn new(provider: Provider, cpus: Cpus) -> Self {
+        Self { provider, sizes: SIZES.to_vec(), quick: false, cpus, device: DeviceOptions::default(), ucx: None }
     }
 
     /// How long each measurement takes.
@@ -67,6 +59,11 @@ impl Options {
     /// How often a row is taken until its floor stands still.
     fn attempts(&self) -> usize {
         if self.quick { 1 } else { 3 }
+    }
+
+    /// How often ours and a peer take turns.
+    fn rounds(&self) -> usize {
+        if self.quick { 1 } else { ROUNDS }
     }
 }
 
@@ -82,36 +79,94 @@ pub enum Progress<'a> {
         /// From 1.
         attempt: usize,
     },
-    /// A row is done.
-    Done(&'a Row),
+    /// A result is there.
+    Done(&'a Line),
 }
 
-/// Runs the suite.
+/// Runs the suite into `report`. What was measured before an error, or before `progress` said to stop, is there.
 ///
 /// # Errors
 /// When the provider cannot be opened or connected on this machine, when a link ends meanwhile, when what was sent does
-/// not arrive, or when there are fewer than two CPUs to spin on.
-pub fn run(options: &Options, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Report, BenchError> {
-    let cpus = Cpus::choose(options.cpus)?;
+/// not arrive, when a peer's program cannot be run, or when `progress` says to stop.
+pub fn run(
+    options: &Options,
+    report: &mut Report<Line>,
+    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<(), BenchError> {
+    let mut run = Run { options, pair: Pair::connect(options.provider, &options.device, &options.sizes)?, progress };
     let plans = rows::plan(options.provider, &options.sizes);
-    let mut pair = Pair::connect(options.provider, &options.device, &options.sizes)?;
-    let mut results = Vec::with_capacity(plans.len());
+    let peers = options.ucx.as_ref().filter(|_| Ucx::speaks(options.provider));
+    let of = plans.len() + peers.map_or(0, |_| options.sizes.len());
+    let mut keep = |line: Line, run: &mut Run<'_>| {
+        let goes_on = run.tell(Progress::Done(&line));
+        report.results.push(line);
+        goes_on
+    };
     for (number, plan) in plans.iter().enumerate() {
-        let mut best: Option<Row> = None;
-        for attempt in 1..=options.attempts() {
-            progress(Progress::Taking { number, of: plans.len(), attempt });
-            let row = rows::take(plan, &mut pair, cpus, options.budget(), attempt)?;
-            let steady = row.drift.is_steady();
-            if best.as_ref().is_none_or(|best| row.drift.share < best.drift.share) {
-                best = Some(row);
-            }
-            if steady {
-                break;
+        let row = run.row(plan, number, of)?;
+        keep(Line::Row(row), &mut run)?;
+    }
+    if let Some(ucx) = peers {
+        for (index, &bytes) in options.sizes.iter().enumerate() {
+            run.tell(Progress::Taking { number: plans.len() + index, of, attempt: 1 })?;
+            for comparison in run.beside(ucx, bytes)? {
+                keep(Line::Comparison(comparison), &mut run)?;
             }
         }
-        let Some(row) = best else { continue };
-        progress(Progress::Done(&row));
-        results.push(row);
     }
-    Ok(Report { machine: Machine::describe(cpus), command: options.command.clone(), results })
+    report.machine.look_again();
+    Ok(())
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    pair: Pair,
+    progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+}
+
+impl Run<'_> {
+    fn tell(&mut self, progress: Progress<'_>) -> Result<(), BenchError> {
+        match (self.progress)(progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(BenchError::Interrupted),
+        }
+    }
+
+    /// A row, taken again while its floor drifts; the steadiest counts.
+    fn row(&mut self, plan: &rows::Plan, number: usize, of: usize) -> Result<Row, BenchError> {
+        let options = self.options;
+        steadiest(
+            options.attempts(),
+            |row: &Row| row.drift,
+            |attempt| {
+                self.tell(Progress::Taking { number, of, attempt })?;
+                rows::take(plan, &mut self.pair, options.cpus, options.budget(), attempt)
+            },
+        )
+    }
+
+    /// Ours and the tests of UCX in turn.
+    fn beside(&mut self, ucx: &Ucx, bytes: usize) -> Result<Vec<Comparison>, BenchError> {
+        let &Options { provider, cpus, .. } = self.options;
+        let budget = self.options.budget();
+        let mut ours = f64::INFINITY;
+        let mut theirs = [f64::INFINITY; UcxTest::ALL.len()];
+        for _ in 0..self.options.rounds() {
+            for (test, best) in UcxTest::ALL.into_iter().zip(&mut theirs) {
+                ours = ours.min(pingpong::play(&mut self.pair, cpus, Mode::Copy, bytes, budget)?.p50_us);
+                *best = best.min(ucx.round_trip_us(test, provider, bytes, cpus, budget)?);
+            }
+        }
+        let comparison = |(test, peer_p50_us): (UcxTest, f64)| Comparison {
+            peer: test.name().into(),
+            version: ucx.version.clone(),
+            provider: provider.name(),
+            mode: Mode::Copy,
+            bytes,
+            peer_p50_us,
+            ours_p50_us: ours,
+            ratio: ours / peer_p50_us,
+        };
+        Ok(UcxTest::ALL.into_iter().zip(theirs).map(comparison).collect())
+    }
 }

@@ -1,6 +1,7 @@
 //! Two connected ends of a provider, each with memory that the other may write.
 
-use super::{BenchError, Mode};
+use super::Mode;
+use crate::BenchError;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use stepmesh_transport::{
 const CONNECT_SECONDS: u64 = 10;
 
 /// How many transfers of a stream are under way at most, each in a place of its own.
-pub(super) fn window(bytes: usize) -> usize {
+pub(crate) fn window(bytes: usize) -> usize {
     ((1 << 20) / bytes.max(1)).clamp(4, 16)
 }
 
@@ -25,7 +26,7 @@ pub(super) struct Pair {
 
 /// One end. Apart from its neighbour, so that the two share no cache line.
 #[repr(align(128))]
-pub(super) struct End {
+pub(crate) struct End {
     device: Arc<dyn Device>,
     endpoint: Box<dyn Endpoint>,
     link: LinkId,
@@ -33,11 +34,11 @@ pub(super) struct End {
     /// How many of `seen` were looked at.
     looked_at: usize,
     /// What is sent.
-    pub(super) source: Region,
+    pub(crate) source: Region,
     /// Where the peer's bytes land.
     landing: Region,
     /// Where this end's bytes go.
-    pub(super) target: RemoteRegion,
+    pub(crate) target: RemoteRegion,
 }
 
 impl Pair {
@@ -135,7 +136,7 @@ impl Pair {
 
 impl End {
     /// Memory of this end's device that no peer is to see.
-    pub(super) fn allocate(&self, bytes: usize, access: Access) -> Result<Region, BenchError> {
+    pub(crate) fn allocate(&self, bytes: usize, access: Access) -> Result<Region, BenchError> {
         Ok(self.device.allocate(bytes, access, None)?)
     }
 

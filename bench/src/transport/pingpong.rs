@@ -1,9 +1,9 @@
 //! Round trips over a provider: a write-with-immediate there, one of the same size back.
 
-use super::cpus::Cpus;
+use super::Mode;
 use super::pair::Pair;
-use super::timing::{Timing, measure};
-use super::{BenchError, Mode};
+use crate::timing::{Timing, measure};
+use crate::{BenchError, Cpus};
 use std::time::Duration;
 
 const STROKE: u32 = 0;

@@ -1,22 +1,19 @@
-//! What the suite found: the JSON of the report, and its table.
+//! What the suite found, in JSON and as lines of a table.
 
-use super::Machine;
+use crate::Drift;
+use crate::compare::Comparison;
 use serde::Serialize;
 use std::fmt;
 use stepmesh_transport::Provider;
 
-/// A floor that moved by more than this share during a row makes the row suspect.
-const STEADY: f64 = 0.15;
-
-/// All of a run.
+/// One result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Where.
-    pub machine: Machine,
-    /// How to do it again.
-    pub command: String,
-    /// What came of it.
-    pub results: Vec<Row>,
+#[serde(untagged)]
+pub enum Line {
+    /// Ours on its floor.
+    Row(Row),
+    /// Ours next to another system.
+    Comparison(Comparison),
 }
 
 /// What is repeated.
@@ -56,30 +53,6 @@ pub struct Floor {
     /// Ours / this: times for round trips, bandwidths for streams.
     #[serde(skip)]
     pub ratio: f64,
-}
-
-/// How the floor moved during a row.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Drift {
-    /// The floor before the row, in the unit of the floor.
-    pub before: f64,
-    /// And after it.
-    pub after: f64,
-    /// |after − before| as a share of the smaller.
-    pub share: f64,
-    /// How often the row had been taken then.
-    pub attempt: usize,
-}
-
-impl Drift {
-    pub(super) fn new(before: f64, after: f64, attempt: usize) -> Self {
-        Self { before, after, share: (after - before).abs() / before.min(after).max(f64::MIN_POSITIVE), attempt }
-    }
-
-    /// Whether the row can be trusted.
-    pub fn is_steady(&self) -> bool {
-        self.share <= STEADY
-    }
 }
 
 /// One line of the report.
@@ -168,12 +141,11 @@ impl fmt::Display for Row {
     }
 }
 
-/// The whole table.
-impl fmt::Display for Report {
+impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { cpu, cpus, pinned, kernel, load } = &self.machine;
-        writeln!(f, "{cpu}, {cpus} CPUs, ends on {pinned:?}, Linux {kernel}, load {load:?}")?;
-        writeln!(f, "{}", Row::HEAD)?;
-        self.results.iter().try_for_each(|row| writeln!(f, "{row}"))
+        match self {
+            Self::Row(row) => row.fmt(f),
+            Self::Comparison(comparison) => comparison.fmt(f),
+        }
     }
 }

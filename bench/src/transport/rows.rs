@@ -1,11 +1,11 @@
 //! The rows of the suite: what each measures, and which floor it stands on.
 
-use super::cpus::Cpus;
-use super::floor::{self, Arena, Places};
 use super::pair::Pair;
-use super::report::{Drift, Floor, Row};
-use super::timing::Timing;
-use super::{BenchError, Mode, Operation, pingpong, stream};
+use super::report::{Floor, Row};
+use super::{Mode, Operation, pingpong, stream};
+use crate::floor::{self, Arena, Places};
+use crate::timing::Timing;
+use crate::{BenchError, Cpus, Drift};
 use std::time::Duration;
 use stepmesh_transport::Provider;
 
@@ -103,7 +103,7 @@ fn bare(plan: &Plan, pair: &Pair, cpus: Cpus, budget: Duration) -> Result<(&'sta
             ("memcpy_warm", Figure::stream(&copies, bytes))
         }
         (_, Operation::PingPong, _) => {
-            ("socket_pair", Figure::round_trip(floor::exchange(cpus, bytes, budget)?, bytes))
+            ("socket_pair", Figure::round_trip(floor::exchange(cpus, [bytes; 2], budget)?, bytes))
         }
         _ => ("socket_pair", Figure::stream(&floor::pump(cpus, bytes, both, budget)?, bytes)),
     })

@@ -2,10 +2,10 @@
 //!
 //! The receiver gives places back half a window at a time, and times each half.
 
-use super::cpus::Cpus;
+use super::Mode;
 use super::pair::{End, Pair, window};
-use super::timing::{Times, Timing};
-use super::{BenchError, Mode};
+use crate::timing::{Times, Timing};
+use crate::{BenchError, Cpus};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 

@@ -9,12 +9,14 @@ mod client;
 mod connect;
 mod error;
 mod grpc;
+mod local;
 mod token;
 
 pub use client::{BlockingClient, BlockingGeneration, Client, Generation};
 pub use connect::ConnectOptions;
 pub use error::ControlError;
 pub use grpc::GrpcControl;
+pub use local::{LocalControl, LocalScheduler};
 pub use token::{Token, TokenError};
 
 /// What the control plane tells a member.
@@ -26,7 +28,7 @@ pub enum ControlEvent {
     Lost(String),
 }
 
-/// A member's session with the scheduler, over gRPC or in a simulation. The first message is the member's `Hello`;
+/// A member's session with the scheduler, over gRPC, within the process or in a simulation. The first message is the member's `Hello`;
 /// heartbeats are the implementation's business.
 pub trait Control: Send {
     /// Queues a message; never blocks. It fails when the session is over or the queue is full.

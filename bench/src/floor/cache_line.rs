@@ -1,18 +1,19 @@
 //! A cache line in each direction that two CPUs bounce: no message between them can take less.
 
-use super::super::BenchError;
-use super::super::cpus::Cpus;
-use super::super::timing::{Timing, measure};
+use crate::BenchError;
+use crate::cpus::Cpus;
+use crate::timing::{Timing, measure};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[repr(align(128))]
-struct Line(AtomicU64);
+pub(super) struct Line(pub(super) AtomicU64);
 
-const LAST: u64 = u64::MAX;
+/// The turn after which nobody plays any more.
+pub(super) const LAST: u64 = u64::MAX;
 
 /// Round trips.
-pub(in super::super) fn bounce(cpus: Cpus, budget: Duration) -> Result<Timing, BenchError> {
+pub(crate) fn bounce(cpus: Cpus, budget: Duration) -> Result<Timing, BenchError> {
     let [there, back] = [Line(AtomicU64::new(0)), Line(AtomicU64::new(0))];
     let (timing, ()) = cpus.duel(
         |_| {
@@ -39,7 +40,7 @@ pub(in super::super) fn bounce(cpus: Cpus, budget: Duration) -> Result<Timing, B
 }
 
 /// Spins until the line holds `turn` or a later one.
-fn await_turn(line: &AtomicU64, turn: u64) -> u64 {
+pub(super) fn await_turn(line: &AtomicU64, turn: u64) -> u64 {
     loop {
         match line.load(Ordering::Acquire) {
             found if found >= turn => return found,

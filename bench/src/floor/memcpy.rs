@@ -1,9 +1,9 @@
 //! `memcpy` into shared memory: within the caches, and between places that no cache holds.
 
-use super::super::BenchError;
-use super::super::cpus::Cpus;
-use super::super::pair::{End, window};
-use super::super::timing::{Times, Timing};
+use crate::BenchError;
+use crate::cpus::Cpus;
+use crate::timing::{Times, Timing};
+use crate::transport::{End, window};
 use std::time::{Duration, Instant};
 use stepmesh_transport::{Access, Region};
 
@@ -12,7 +12,7 @@ const COLD_BYTES: usize = 96 << 20;
 
 /// From one end's source to the peer's mapped memory: into a window of places as a stream does, or always to the first
 /// as a round trip does. One end copies, or both at once; the times of one copy, of each.
-pub(in super::super) fn copies(
+pub(crate) fn copies(
     ends: &[End; 2],
     cpus: Cpus,
     bytes: usize,
@@ -34,7 +34,7 @@ pub(in super::super) fn copies(
 
 /// Where the copies go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Places {
+pub(crate) enum Places {
     /// Always the same place.
     One,
     /// One after the other.
@@ -42,20 +42,20 @@ pub(in super::super) enum Places {
 }
 
 /// Two regions that are larger than the caches.
-pub(in super::super) struct Arena {
+pub(crate) struct Arena {
     source: Region,
     target: Region,
 }
 
 impl Arena {
     /// Of the memory that the ends use.
-    pub(in super::super) fn allocate(end: &End) -> Result<Self, BenchError> {
+    pub(crate) fn allocate(end: &End) -> Result<Self, BenchError> {
         let source = end.allocate(COLD_BYTES, Access::Local)?;
         Ok(Self { source, target: end.allocate(COLD_BYTES, Access::PeerWrite)? })
     }
 
     /// Copies from place to place, none of them met before.
-    pub(in super::super) fn copies(&self, cpus: Cpus, bytes: usize, budget: Duration) -> Result<Timing, BenchError> {
+    pub(crate) fn copies(&self, cpus: Cpus, bytes: usize, budget: Duration) -> Result<Timing, BenchError> {
         let places = COLD_BYTES / bytes.max(1);
         let (timing, ()) =
             cpus.duel(|_| copy(&self.source, &self.target, bytes, places, places, budget), |_| Ok(()))?;

@@ -1,9 +1,9 @@
 //! Two connected TCP sockets over loopback that never block and are polled without pause.
 
-use super::super::BenchError;
-use super::super::cpus::Cpus;
-use super::super::pair::window;
-use super::super::timing::{Times, Timing, measure};
+use crate::BenchError;
+use crate::cpus::Cpus;
+use crate::timing::{Times, Timing, measure};
+use crate::transport::window;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -27,12 +27,12 @@ impl Sockets {
     }
 }
 
-/// Round trips of `bytes` each way.
-pub(in super::super) fn exchange(cpus: Cpus, bytes: usize, budget: Duration) -> Result<Timing, BenchError> {
+/// Round trips of so many bytes there and back.
+pub(crate) fn exchange(cpus: Cpus, [there, back]: [usize; 2], budget: Duration) -> Result<Timing, BenchError> {
     let Sockets([mut a, mut b]) = Sockets::connect()?;
     let (timing, ()) = cpus.duel(
         |_| {
-            let (source, mut target) = (vec![1; bytes], vec![0; bytes]);
+            let (source, mut target) = (vec![1; there], vec![0; back]);
             let timing = measure(budget, || {
                 send(&mut a, &source)?;
                 receive(&mut a, &mut target).map(drop)
@@ -41,7 +41,7 @@ pub(in super::super) fn exchange(cpus: Cpus, bytes: usize, budget: Duration) -> 
             timing
         },
         |_| {
-            let (source, mut target) = (vec![1; bytes], vec![0; bytes]);
+            let (source, mut target) = (vec![1; back], vec![0; there]);
             while receive(&mut b, &mut target)? {
                 send(&mut b, &source)?;
             }
@@ -52,12 +52,7 @@ pub(in super::super) fn exchange(cpus: Cpus, bytes: usize, budget: Duration) -> 
 }
 
 /// Transfers of `bytes` one after the other, in one direction or in both; the times of one, of each direction.
-pub(in super::super) fn pump(
-    cpus: Cpus,
-    bytes: usize,
-    both: bool,
-    budget: Duration,
-) -> Result<Vec<Timing>, BenchError> {
+pub(crate) fn pump(cpus: Cpus, bytes: usize, both: bool, budget: Duration) -> Result<Vec<Timing>, BenchError> {
     let Sockets([a, b]) = Sockets::connect()?;
     let (back, there) =
         cpus.duel(|_| Pump::new(a, bytes, true)?.run(Some((budget, both))), |_| Pump::new(b, bytes, both)?.run(None))?;

@@ -1,61 +1,37 @@
-//! Where it runs: the machine in words, and two threads pinned to two of its CPUs.
+//! Two threads pinned to two of the machine's CPUs.
 
-use super::BenchError;
+use crate::BenchError;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde::Serialize;
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The machine, as the report names it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Machine {
-    /// The processor's own name.
-    pub cpu: String,
-    /// CPUs that the process may use.
-    pub cpus: usize,
-    /// The CPUs that the two ends were pinned to.
-    pub pinned: [usize; 2],
-    /// Its release.
-    pub kernel: String,
-    /// The load averages over 1, 5 and 15 minutes when the run ended: what else was running.
-    pub load: [f64; 3],
-}
-
-impl Machine {
-    pub(super) fn describe(cpus: Cpus) -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let cpu = read("/proc/cpuinfo");
-        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let mut load = [0.0; 3];
-        for (average, word) in load.iter_mut().zip(read("/proc/loadavg").split(' ')) {
-            *average = word.parse().unwrap_or_default();
-        }
-        Self {
-            cpu: cpu.map_or(std::env::consts::ARCH, |(_, name)| name).to_owned(),
-            cpus: allowed().len(),
-            pinned: cpus.0,
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load,
-        }
-    }
-}
 
 /// The CPUs of the two ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cpus([usize; 2]);
+pub struct Cpus([usize; 2]);
 
 impl Cpus {
-    pub(super) fn choose(wanted: Option<[usize; 2]>) -> Result<Self, BenchError> {
+    /// Those that are wanted, or the first two that this process may use.
+    ///
+    /// # Errors
+    /// There are fewer than two, or those that are wanted are not for this process, or are one.
+    pub fn choose(wanted: Option<[usize; 2]>) -> Result<Self, BenchError> {
         let allowed = allowed();
         match (wanted, allowed.as_slice()) {
-            (Some(wanted), _) => Ok(Self(wanted)),
+            (Some([a, b]), _) if a == b => Err(BenchError::SameCpu(a)),
+            (Some(wanted), allowed) => match wanted.iter().find(|cpu| !allowed.contains(cpu)) {
+                Some(&cpu) => Err(BenchError::NoCpu { cpu, allowed: allowed.to_vec() }),
+                None => Ok(Self(wanted)),
+            },
             (None, &[first, second, ..]) => Ok(Self([first, second])),
             (None, few) => Err(BenchError::Cpus(few.len())),
         }
     }
 
+    pub(crate) fn list(self) -> [usize; 2] {
+        self.0
+    }
+
     /// Runs the two ends, each pinned to its CPU, to their end. Each is given a flag that says that the other has left.
-    pub(super) fn duel<A: Send, B: Send>(
+    pub(crate) fn duel<A: Send, B: Send>(
         self,
         a: impl FnOnce(&AtomicBool) -> Result<A, BenchError> + Send,
         b: impl FnOnce(&AtomicBool) -> Result<B, BenchError> + Send,
@@ -95,7 +71,23 @@ impl Drop for Leaves<'_> {
     }
 }
 
-fn allowed() -> Vec<usize> {
+/// Those that this process may use.
+pub(crate) fn allowed() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap_or_default();
     (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
+}
+
+/// CPU time of the calling thread and of all threads of the process that are named `and`.
+pub(crate) fn thread_seconds(and: &str) -> f64 {
+    let own = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let own = own.tv_sec as f64 + own.tv_nsec as f64 / 1e9;
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let others = tasks.filter_map(|task| {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).ok();
+        let named = read("comm")?.trim_end() == and;
+        // Nanoseconds on a CPU, nanoseconds waiting for one, time slices.
+        let running = named.then(|| read("schedstat")).flatten()?;
+        Some(running.split(' ').next()?.parse::<f64>().ok()? / 1e9)
+    });
+    own + others.sum::<f64>()
 }

@@ -1,22 +1,44 @@
 //! Why a suite could not be run.
 
 use std::io;
+use stepmesh_mesh::MeshError;
+use stepmesh_mesh::scheduler::OptionsError;
 use stepmesh_transport::{Disconnect, PostError, TransportError};
 use thiserror::Error;
 
-/// What went wrong; nothing was reported.
+/// What went wrong; what had been measured before is in the report.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BenchError {
     /// Two spinning ends need a CPU each.
     #[error("{0} CPU to run on: the suite spins on two (see `taskset -p $$`)")]
     Cpus(usize),
+    /// Two spinning ends on one CPU would wait for each other's time slices.
+    #[error("both ends on CPU {0}: two ends that spin need two CPUs")]
+    SameCpu(usize),
+    /// This process may not run there.
+    #[error("CPU {cpu} is not among those that this process may use: {allowed:?}")]
+    NoCpu {
+        /// The one that was asked for.
+        cpu: usize,
+        /// Those that there are.
+        allowed: Vec<usize>,
+    },
+    /// The caller has had enough.
+    #[error("interrupted")]
+    Interrupted,
     /// The provider refused a call.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The provider took no work.
     #[error("posting: {0}")]
     Post(#[from] PostError),
+    /// A member failed.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    /// There is no such deployment.
+    #[error(transparent)]
+    Deployment(#[from] OptionsError),
     /// The two ends did not connect in time.
     #[error("the two ends did not connect within {0} seconds")]
     NotConnected(u64),
@@ -30,6 +52,14 @@ pub enum BenchError {
         bytes: usize,
         /// Over what.
         provider: &'static str,
+    },
+    /// Another system's program could not be run.
+    #[error("{peer}: {reason}")]
+    Peer {
+        /// Which.
+        peer: String,
+        /// What it said.
+        reason: String,
     },
     /// The floor could not be taken.
     #[error("{what}: {source}")]
@@ -52,7 +82,7 @@ pub enum BenchError {
 
 impl BenchError {
     /// For `map_err`.
-    pub(super) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+    pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { what, source: source.into() }
     }
 }

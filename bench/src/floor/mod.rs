@@ -1,0 +1,11 @@
+//! The least that the machine can do it in: the same movement without any library.
+
+mod cache_line;
+mod memcpy;
+mod slots;
+mod sockets;
+
+pub(crate) use cache_line::bounce;
+pub(crate) use memcpy::{Arena, Places, copies};
+pub(crate) use slots::slot_echo;
+pub(crate) use sockets::{exchange, pump};

@@ -1,0 +1,167 @@
+//! The mesh suite: whole `push_pull` round trips with the paper's payloads, each next to the machine's floor.
+//!
+//! Two threads, pinned to two CPUs, drive the members of the two sides; the members are joined by a scheduler within the
+//! process, so that the path of a transfer is what it is between processes. One round is acquire, `push_pull`,
+//! `next_batch`, `respond`, wait.
+
+mod deployment;
+mod ends;
+mod ffn;
+mod payload;
+mod play;
+mod row;
+mod turns;
+
+pub use row::{Budget, Cpu, Floor, Row};
+pub use turns::Turns;
+
+use crate::drift::steadiest;
+use crate::transport::Mode;
+use crate::{BenchError, Cpus, Report};
+use payload::Payload;
+use serde::Serialize;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::time::Duration;
+use stepmesh_transport::{DeviceOptions, Provider};
+
+/// Tokens of a transfer: the sweep, with the paper's 128 in it.
+pub const BATCHES: [u32; 6] = [1, 8, 32, 128, 256, 512];
+
+/// Who drives a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// The thread that uses it, polling without pause.
+    Caller,
+    /// A progress thread of its own.
+    Threaded,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Caller => "caller",
+            Self::Threaded => "threaded",
+        })
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Over which provider.
+    pub provider: Provider,
+    /// Attention instances, all driven by one thread.
+    pub attention: u32,
+    /// FFN instances, all driven by the other.
+    pub ffn: u32,
+    /// Tokens of each transfer.
+    pub batches: Vec<u32>,
+    /// Where tensors are produced.
+    pub modes: Vec<Mode>,
+    /// Who drives the members.
+    pub engines: Vec<Engine>,
+    /// Requests of each attention instance under way at once.
+    pub microbatches: u16,
+    /// How long an FFN instance computes.
+    pub ffn_time: Duration,
+    /// A short look, to see that everything works.
+    pub quick: bool,
+    /// The CPUs of the two sides.
+    pub cpus: Cpus,
+    /// How the devices are opened.
+    pub device: DeviceOptions,
+}
+
+impl Options {
+    /// 1A1F, the whole sweep, an FFN that answers at once, one request at a time.
+    pub fn new(provider: Provider, cpus: Cpus) -> Self {
+        Self {
+            provider,
+            attention: 1,
+            ffn: 1,
+            batches: BATCHES.to_vec(),
+            modes: vec![Mode::InPlace, Mode::Copy],
+            engines: vec![Engine::Caller],
+            microbatches: 1,
+            ffn_time: Duration::ZERO,
+            quick: false,
+            cpus,
+            device: DeviceOptions::default(),
+        }
+    }
+
+    /// How long each measurement takes.
+    fn budget(&self) -> Duration {
+        Duration::from_millis(if self.quick { 15 } else { 300 })
+    }
+
+    fn attempts(&self) -> usize {
+        if self.quick { 1 } else { 3 }
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A row is being taken, for the `attempt`th time.
+    Taking {
+        /// From 0.
+        number: usize,
+        /// Rows in all.
+        of: usize,
+        /// From 1.
+        attempt: usize,
+    },
+    /// A row is done.
+    Done(&'a Row),
+}
+
+/// One row to be taken.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    engine: Engine,
+    mode: Mode,
+    payload: Payload,
+}
+
+/// Runs the suite into `report`. What was measured before an error, or before `progress` said to stop, is there.
+///
+/// # Errors
+/// When the provider cannot be opened on this machine, when the members do not find each other, when a link ends
+/// meanwhile, when what was sent does not arrive, or when `progress` says to stop.
+pub fn run(
+    options: &Options,
+    report: &mut Report<Row>,
+    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<(), BenchError> {
+    let mut tell = |step: Progress<'_>| match progress(step) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(BenchError::Interrupted),
+    };
+    let mut number = 0;
+    let of = options.engines.len() * options.modes.len() * options.batches.len();
+    for &engine in &options.engines {
+        for &batch in &options.batches {
+            let payload = Payload::new(batch);
+            for &mode in &options.modes {
+                let plan = Plan { engine, mode, payload };
+                let row = steadiest(
+                    options.attempts(),
+                    |row: &Row| row.drift,
+                    |attempt| {
+                        tell(Progress::Taking { number, of, attempt })?;
+                        row::take(options, &plan, attempt)
+                    },
+                )?;
+                let goes_on = tell(Progress::Done(&row));
+                report.results.push(row);
+                goes_on?;
+                number += 1;
+            }
+        }
+    }
+    report.machine.look_again();
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! The paper's transfers: FP8 hidden states with their scales and their experts there, BF16 partial sums back.
+
+use crate::BenchError;
+use crate::transfer::{HIDDEN, TOP_K};
+use crate::transport::Mode;
+use stepmesh_mesh::{PartSpec, SendBuffer, SlotLayout};
+use stepmesh_proto::{Dtype, Part};
+
+/// Elements that share a scale.
+const SCALED: usize = 128;
+/// Slots of each direction: the pipeline's three microbatches.
+pub(super) const SLOTS: u16 = 3;
+
+/// A transfer of so many tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Payload {
+    pub(super) batch: u32,
+    request: [Part; 4],
+    reply: [Part; 1],
+}
+
+impl Payload {
+    pub(super) fn new(batch: u32) -> Self {
+        let part = |key, dtype: Dtype, elements: usize| {
+            let row_bytes = (elements * dtype.bytes()) as u32;
+            Part { key, dtype, rows: batch, row_bytes, offset: 0 }
+        };
+        let request = [
+            part(0, Dtype::Fp8E4M3, HIDDEN),
+            part(1, Dtype::F32, HIDDEN / SCALED),
+            part(2, Dtype::U16, TOP_K as usize),
+            part(3, Dtype::F32, TOP_K as usize),
+        ];
+        Self { batch, request, reply: [part(4, Dtype::Bf16, HIDDEN)] }
+    }
+
+    pub(super) fn request(&self) -> &[Part] {
+        &self.request
+    }
+
+    pub(super) fn reply(&self) -> &[Part] {
+        &self.reply
+    }
+
+    /// Bytes there and back.
+    pub(super) fn bytes(&self) -> [usize; 2] {
+        let bytes = |parts: &[Part]| parts.iter().map(|part| part.bytes() as usize).sum();
+        [bytes(&self.request), bytes(&self.reply)]
+    }
+
+    pub(super) fn layout(&self, slots: u16) -> Result<SlotLayout, BenchError> {
+        let specs = |parts: &[Part]| {
+            parts.iter().map(|part| PartSpec { row_bytes: part.row_bytes, max_rows: part.rows.max(1) }).collect()
+        };
+        Ok(SlotLayout::new(slots, specs(&self.request), specs(&self.reply))?)
+    }
+}
+
+/// The tensors of an attention instance, where its kernels would have left them.
+pub(super) struct Tensors(Vec<Vec<u8>>);
+
+impl Tensors {
+    pub(super) fn new(parts: &[Part], seed: u8) -> Self {
+        let tensor = |part: &Part| (0..part.bytes()).map(|index| (index % 251) as u8 ^ seed).collect();
+        Self(parts.iter().map(tensor).collect())
+    }
+
+    pub(super) fn part(&self, part: usize) -> &[u8] {
+        &self.0[part]
+    }
+
+    /// Copies them into a slot.
+    pub(super) fn fill(&self, buffer: &mut SendBuffer) {
+        for (index, tensor) in self.0.iter().enumerate() {
+            copy(tensor, buffer.part_mut(index));
+        }
+    }
+
+    /// Copies one of them.
+    pub(super) fn copy_to(&self, part: usize, target: &mut [u8]) {
+        copy(&self.0[part], target);
+    }
+}
+
+fn copy(source: &[u8], target: &mut [u8]) {
+    let bytes = source.len().min(target.len());
+    target[..bytes].copy_from_slice(&source[..bytes]);
+}
+
+/// What the application's bytes of a request ask of the FFN instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A reply, produced in this way.
+    Reply(Mode),
+    /// The same, and to time the response.
+    Timed(Mode),
+    /// The request's own bytes, changed, over the whole reply.
+    Echo,
+}
+
+impl Ask {
+    pub(super) fn encode(self) -> [u8; 16] {
+        let code = match self {
+            Self::Reply(Mode::InPlace) => 0,
+            Self::Reply(Mode::Copy) => 1,
+            Self::Timed(Mode::InPlace) => 2,
+            Self::Timed(Mode::Copy) => 3,
+            Self::Echo => 4,
+        };
+        let mut app = [0; 16];
+        app[0] = code;
+        app
+    }
+
+    pub(super) fn decode(app: [u8; 16]) -> Self {
+        match app[0] {
+            0 => Self::Reply(Mode::InPlace),
+            1 => Self::Reply(Mode::Copy),
+            2 => Self::Timed(Mode::InPlace),
+            3 => Self::Timed(Mode::Copy),
+            _ => Self::Echo,
+        }
+    }
+}
+
+/// The echo's byte for a byte of the hidden state.
+pub(super) fn echoed(byte: u8) -> u8 {
+    byte.wrapping_mul(3).wrapping_add(1)
+}

@@ -1,7 +1,7 @@
 //! The traits that a provider implements, and the values that cross them.
 
 use crate::verbs::VerbsOptions;
-use crate::{Access, Placement, PostError, Region, RemoteRegion, TransportError};
+use crate::{Access, Memory, Placement, PostError, Region, RemoteRegion, TransportError};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -68,6 +68,8 @@ pub struct Properties {
     pub max_inline: usize,
     /// Work requests that one lane holds before `WouldBlock`.
     pub queue_depth: usize,
+    /// Whether it does [`Op::FetchAdd`].
+    pub fetch_add: bool,
 }
 
 /// How a device is opened. The defaults work on one host.
@@ -104,6 +106,22 @@ pub trait Device: Send + Sync {
 
     /// Allocates `len` zeroed bytes of registered memory that may be granted up to `access`, at `placement` if given.
     fn allocate(&self, len: usize, access: Access, placement: Option<Placement>) -> Result<Region, TransportError>;
+
+    /// Registers memory that the caller owns, and that peers may be granted up to `access`: host memory (of the process, or
+    /// mapped from a file or a shared memory), or a device's. It must have bytes and begin at a page, and be writable to
+    /// be granted for writing. The region and whatever uses it share the memory with the caller until the last is gone.
+    ///
+    /// | provider | host memory | device memory |
+    /// |---|---|---|
+    /// | `verbs` | any | by dma-buf, else by peer memory |
+    /// | `tcp`, `mem` | any (`mem` without mapped peer memory) | refused: [`TransportError::DeviceMemory`] |
+    /// | `shm` | [`Access::Local`] only | refused |
+    fn register(&self, memory: Arc<dyn Memory>, access: Access) -> Result<Region, TransportError> {
+        Err(TransportError::Unsupported {
+            what: format!("registering {} bytes of the caller's with {}", memory.len(), self.properties().provider),
+            hint: format!("allocate a region for {access:?} on the device, and copy"),
+        })
+    }
 
     /// Makes an endpoint: a completion queue and the links that will share it. One thread owns it.
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError>;
@@ -225,6 +243,32 @@ pub enum Op<'a> {
         /// Where to.
         target: Target<'a>,
     },
+    /// Adds to eight bytes of the peer's region, an integer of this machine's byte order, and brings here what they were
+    /// before. Fetch-adds of the same eight bytes, through one device of the peer's, happen one after the other; the
+    /// peer's own stores keep out of their way only on `shm`. Needs [`Access::PeerWrite`] and [`Properties::fetch_add`].
+    FetchAdd {
+        /// Where, at a multiple of eight bytes.
+        remote: Remote<'a>,
+        /// Eight bytes for what was there.
+        target: Target<'a>,
+        /// What is added, modulo 2⁶⁴.
+        add: u64,
+    },
+}
+
+/// Bytes that [`Op::FetchAdd`] works on.
+pub(crate) const FETCH_ADD_BYTES: usize = 8;
+
+/// Refuses a fetch-add that cannot be, whatever the peer has granted.
+pub(crate) fn check_fetch_add(remote: &Remote<'_>, target: &Target<'_>) -> Result<(), PostError> {
+    if target.len != FETCH_ADD_BYTES {
+        return Err(PostError::Invalid(format!("a fetch-add brings {FETCH_ADD_BYTES} bytes, not {}", target.len)));
+    }
+    if !remote.offset.is_multiple_of(FETCH_ADD_BYTES as u64) {
+        let what = format!("a fetch-add at byte {}, which is no multiple of {FETCH_ADD_BYTES}", remote.offset);
+        return Err(PostError::Invalid(what));
+    }
+    Ok(())
 }
 
 /// One work request of a chain.

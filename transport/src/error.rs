@@ -30,6 +30,26 @@ pub enum TransportError {
         /// Names the argument, its value and its range.
         what: String,
     },
+    /// A network device does not take memory.
+    #[error("{device} does not register {bytes} bytes of {memory}: {source}; {hint}")]
+    Registration {
+        /// The network device.
+        device: String,
+        /// How many.
+        bytes: usize,
+        /// What kind of memory, and how it was to be reached.
+        memory: String,
+        /// The system's reason.
+        source: io::Error,
+        /// What to do.
+        hint: String,
+    },
+    /// The bytes are a device's.
+    #[error(
+        "the CPU may not touch device memory: copy the bytes with the calls of the device that they are on, or send them by \
+         `verbs`"
+    )]
+    DeviceMemory,
     /// The link is closed or was never opened.
     #[error("link {0:?} is not open")]
     NoLink(LinkId),
@@ -74,4 +94,12 @@ pub enum PostError {
     /// The request names a lane, a local range or an operation that cannot be.
     #[error("{0}")]
     Invalid(String),
+    /// This provider or device does not do it, however it is asked; [`crate::Properties`] says so beforehand.
+    #[error("{provider} does no {what}")]
+    Unsupported {
+        /// The provider.
+        provider: Provider,
+        /// What was asked for.
+        what: &'static str,
+    },
 }

@@ -1,6 +1,6 @@
 //! One-sided transfers between registered buffers: devices, regions, lanes and completions.
 //!
-//! A [`Device`] allocates registered memory ([`Region`]) and makes [`Endpoint`]s. An endpoint owns the links to any
+//! A [`Device`] allocates registered memory ([`Region`]), or registers the caller's, and makes [`Endpoint`]s. An endpoint owns the links to any
 //! number of peers and the one completion queue they share. A link has 1 to 8 ordered *lanes*. Work is posted to a
 //! lane in chains, and what happened is learnt from completions only.
 //!
@@ -17,6 +17,7 @@
 mod clock;
 mod endpoint;
 mod error;
+mod memory;
 mod region;
 
 pub mod mem;
@@ -31,9 +32,8 @@ pub use endpoint::{
     Provider, Remote, Side, Source, Target, Wake, Waker, Work, WorkError,
 };
 pub use error::{PostError, TransportError};
-pub use region::{
-    Access, AddressSpace, HostMemory, Memory, Placement, Region, RemoteRegion, page_bytes, round_to_page,
-};
+pub use memory::{DmaBuf, HostMemory, Memory};
+pub use region::{Access, AddressSpace, Placement, Region, RemoteRegion, page_bytes, round_to_page};
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Registered memory: what can be sent from, granted to a peer, and mapped from a peer.
 
-use crate::{LinkId, TransportError};
+use crate::{LinkId, Memory, PostError, Provider, TransportError};
 use std::fmt;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
@@ -17,27 +17,8 @@ pub enum Access {
     PeerWrite,
 }
 
-/// Bytes that stay at one address until the last handle drops.
-///
-/// # Safety
-/// `base..base + len` must be valid for reads (and for writes, unless [`Memory::writable`] says no) from any thread
-/// for as long as the value lives, and must not be moved.
-#[allow(clippy::len_without_is_empty)]
-pub unsafe trait Memory: Send + Sync {
-    /// First byte.
-    fn base(&self) -> NonNull<u8>;
-    /// Bytes.
-    fn len(&self) -> usize;
-    /// Whether this process may store to it.
-    fn writable(&self) -> bool {
-        true
-    }
-    /// The provider's own view of it, for its downcast.
-    fn as_any(&self) -> &dyn std::any::Any;
-}
-
-/// Registered memory. Clones share it; it is unmapped and deregistered when the last clone drops, so work in flight
-/// never refers to memory that is gone.
+/// Registered memory. Clones share it, and with it the memory: it is deregistered, and then unmapped or given back to
+/// its owner, when the last clone drops, so work in flight never refers to memory that is gone.
 ///
 /// A peer may write a granted region at any time; that the bytes are stable while they are looked at is the protocol's
 /// promise (a slot belongs to one side at a time), and a peer that breaks it changes values, never memory safety:
@@ -64,7 +45,7 @@ impl Region {
         &self.memory
     }
 
-    /// First byte.
+    /// First byte; of device memory, its address on the device.
     pub fn base(&self) -> NonNull<u8> {
         self.memory.base()
     }
@@ -72,6 +53,11 @@ impl Region {
     /// Bytes.
     pub fn len(&self) -> usize {
         self.memory.len()
+    }
+
+    /// Whether the bytes are a device's, which the CPU may not touch: [`Region::at`] and all that reads and writes refuse.
+    pub fn on_device(&self) -> bool {
+        self.memory.on_device()
     }
 
     /// Whether it has no bytes.
@@ -84,13 +70,31 @@ impl Region {
         self.memory.writable()
     }
 
-    /// The address of `range`, checked.
+    /// Where the CPU finds `range`, checked.
     pub fn at(&self, range: Range<usize>) -> Result<NonNull<u8>, TransportError> {
+        if self.on_device() {
+            return Err(TransportError::DeviceMemory);
+        }
         if range.start > range.end || range.end > self.len() {
             return Err(TransportError::invalid(format!("{range:?} is outside a region of {} bytes", self.len())));
         }
         // SAFETY: the offset was just checked to lie in the allocation (or one past its end for an empty range).
         Ok(unsafe { self.base().add(range.start) })
+    }
+
+    fn check_writable(&self) -> Result<(), TransportError> {
+        if self.writable() { Ok(()) } else { Err(TransportError::invalid("the region is mapped read-only here")) }
+    }
+
+    /// Refuses work on a range that is not there, or whose bytes the CPU, which does this provider's copying, may not touch.
+    pub(crate) fn check_local(&self, provider: Provider, offset: usize, len: usize) -> Result<(), PostError> {
+        if self.on_device() {
+            return Err(PostError::Unsupported { provider, what: "work on device memory" });
+        }
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(PostError::Invalid(format!("{len} bytes at {offset} of a region of {} bytes", self.len())));
+        }
+        Ok(())
     }
 
     /// Copies `out.len()` bytes out, from `offset`.
@@ -105,9 +109,7 @@ impl Region {
     /// Copies `bytes` in, at `offset`.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), TransportError> {
         let target = self.at(offset..offset.saturating_add(bytes.len()))?;
-        if !self.writable() {
-            return Err(TransportError::invalid("the region is mapped read-only here"));
-        }
+        self.check_writable()?;
         // SAFETY: the target range is inside the region and writable by `Memory`'s contract; `bytes` may only overlap
         // it if the caller holds a slice into the region, which `copy` allows.
         unsafe { ptr::copy(bytes.as_ptr(), target.as_ptr(), bytes.len()) };
@@ -132,9 +134,7 @@ impl Region {
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn bytes_mut(&self, range: Range<usize>) -> Result<&mut [u8], TransportError> {
         let base = self.at(range.clone())?;
-        if !self.writable() {
-            return Err(TransportError::invalid("the region is mapped read-only here"));
-        }
+        self.check_writable()?;
         // SAFETY: in bounds, valid and writable by `Memory`; exclusive by this function's contract.
         Ok(unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), range.len()) })
     }
@@ -287,70 +287,10 @@ pub fn round_to_page(len: usize) -> Result<usize, TransportError> {
         .ok_or_else(|| TransportError::invalid(format!("{len} bytes are more than an address space holds")))
 }
 
-/// Anonymous, zeroed memory of this process: what providers that do not share memory register.
-pub struct HostMemory {
-    base: NonNull<u8>,
-    len: usize,
-    mapped: usize,
-    placement: Option<Placement>,
-}
-
-// SAFETY: plain memory without thread affinity.
-unsafe impl Send for HostMemory {}
-// SAFETY: shared access goes through `Region`'s checked calls.
-unsafe impl Sync for HostMemory {}
-
-impl HostMemory {
-    /// Maps `len` zeroed bytes, at `placement` if given.
-    pub fn allocate(len: usize, placement: Option<Placement>) -> Result<Self, TransportError> {
-        use rustix::mm::{MapFlags, ProtFlags};
-        let mapped = round_to_page(len.max(1))?;
-        if let Some(place) = &placement
-            && place.len() < mapped
-        {
-            return Err(TransportError::invalid(format!("{len} bytes do not fit a place of {}", place.len())));
-        }
-        let (hint, flags) = match &placement {
-            Some(place) => (place.address().as_ptr(), MapFlags::PRIVATE | MapFlags::FIXED),
-            None => (ptr::null_mut(), MapFlags::PRIVATE),
-        };
-        // SAFETY: either the kernel chooses the address, or the placement owns the addresses that are replaced.
-        let base =
-            unsafe { rustix::mm::mmap_anonymous(hint.cast(), mapped, ProtFlags::READ | ProtFlags::WRITE, flags) }
-                .map_err(|errno| TransportError::system(format!("allocating {len} bytes"), errno))?;
-        let base =
-            NonNull::new(base.cast::<u8>()).ok_or_else(|| TransportError::invalid("the kernel mapped address zero"))?;
-        Ok(Self { base, len, mapped, placement })
-    }
-}
-
-impl Drop for HostMemory {
-    fn drop(&mut self) {
-        if self.placement.is_none() {
-            // SAFETY: the mapping was made by `allocate` and nothing refers to it any more.
-            let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.mapped) };
-        }
-    }
-}
-
-// SAFETY: the mapping is readable and writable for the value's whole life and never moves.
-unsafe impl Memory for HostMemory {
-    fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::HostMemory;
 
     #[test]
     fn regions_placed_side_by_side_form_one_array() {

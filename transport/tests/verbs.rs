@@ -15,6 +15,10 @@ macro_rules! fixture {
 
 #[path = "verbs/faults.rs"]
 mod faults;
+#[path = "verbs/memory.rs"]
+mod memory;
+#[path = "verbs/packets.rs"]
+mod packets;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -49,6 +49,9 @@ macro_rules! member {
             /// verbs: the device, such as mlx5_0 [default: the first with an active port]
             #[arg(value_name = "NAME")]
             verbs_device: String,
+            /// verbs: the device's port [default: the first active one]
+            #[arg(value_name = "N")]
+            verbs_port: u8,
             /// verbs: index of the GID to use [default: RoCE v2 with an IPv4 address, if there is one]
             #[arg(value_name = "N")]
             verbs_gid_index: u8,
@@ -58,6 +61,9 @@ macro_rules! member {
             /// verbs: service level
             #[arg(value_name = "N")]
             verbs_service_level: u8 = 0,
+            /// verbs: bytes of a packet: 256, 512, 1024, 2048 or 4096 [default: what the ports of both ends take]
+            #[arg(value_name = "BYTES")]
+            verbs_path_mtu: u16,
             /// Bind a non-loopback address though the scheduler wants no token
             #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
             insecure: bool = false,
@@ -124,9 +130,11 @@ macro_rules! member {
                         spin: Duration::from_micros(self.spin_us),
                         verbs: VerbsOptions {
                             device: self.verbs_device.clone(),
+                            port: self.verbs_port,
                             gid_index: self.verbs_gid_index,
                             traffic_class: self.verbs_traffic_class,
                             service_level: self.verbs_service_level,
+                            path_mtu_bytes: self.verbs_path_mtu,
                             ..VerbsOptions::default()
                         },
                     },

@@ -6,9 +6,10 @@ use super::descriptor::{self, RegionDescriptor};
 use super::link::{Grant, Half, HalfId, State};
 use super::memory::SharedMemory;
 use super::network::{Event, Network};
+use crate::memory::Registered;
 use crate::{
-    Access, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Op, Placement, PostError, Properties, Provider,
-    Region, RemoteRegion, Source, TransportError, Wake, Waker, Work,
+    Access, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Memory, Op, Placement, PostError, Properties,
+    Provider, Region, RemoteRegion, Source, TransportError, Wake, Waker, Work,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ const MAX_LANES: u8 = 8;
 const MAX_INLINE: usize = 256;
 /// Completions that one poll returns at most.
 const POLL_BATCH: usize = 256;
+const NO_FETCH_ADD: PostError = PostError::Unsupported { provider: Provider::Mem, what: "fetch-add" };
 
 /// A name on a fabric.
 pub(super) struct MemDevice {
@@ -33,11 +35,25 @@ impl Device for MemDevice {
             max_lanes: MAX_LANES,
             max_inline: MAX_INLINE,
             queue_depth: network.options.queue_depth,
+            fetch_add: false,
         }
     }
 
     fn allocate(&self, len: usize, access: Access, placement: Option<Placement>) -> Result<Region, TransportError> {
         Ok(Region::new(Arc::new(SharedMemory::allocate(len, access, placement)?)))
+    }
+
+    fn register(&self, memory: Arc<dyn Memory>, access: Access) -> Result<Region, TransportError> {
+        if access == Access::Local || !self.properties().maps_peer_memory {
+            return Registered::adopt(memory, access);
+        }
+        Err(TransportError::Unsupported {
+            what: format!(
+                "registering {} bytes of the caller's for {access:?} on a fabric that maps them",
+                memory.len()
+            ),
+            hint: "allocate the region on the device".into(),
+        })
     }
 
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError> {
@@ -102,8 +118,9 @@ impl Endpoint for MemEndpoint {
     fn grant(&mut self, link: LinkId, region: &Region, access: Access) -> Result<Descriptor, TransportError> {
         let (id, mut network) = (self.id(link), self.fabric.network());
         connected(&mut network, id)?;
-        let memory = region.memory().as_any().downcast_ref::<SharedMemory>();
-        let allowed = memory.ok_or_else(|| TransportError::invalid("the region is not of a `mem` device"))?.access();
+        let shared = region.memory().as_any().downcast_ref::<SharedMemory>().map(SharedMemory::access);
+        let allowed = shared.or_else(|| Registered::access(region));
+        let allowed = allowed.ok_or_else(|| TransportError::invalid("the region is not of a `mem` device"))?;
         if access == Access::Local || access > allowed {
             return Err(TransportError::invalid(format!("granting {access:?} of a region allocated for {allowed:?}")));
         }
@@ -158,7 +175,7 @@ impl Endpoint for MemEndpoint {
         }
         state.outstanding.extend(chain.iter().map(|work| work.signal));
         for work in chain {
-            let (work, bytes) = request(&work.op);
+            let (work, bytes) = request(&work.op)?;
             network.send_work(now, id, lane, bytes, Body::Work { lane, work });
         }
         Ok(())
@@ -203,10 +220,7 @@ impl Wake for Awake {
 
 /// What of an operation this side can judge.
 fn check(op: &Op<'_>) -> Result<(), PostError> {
-    let local = |region: &Region, offset: usize, len: usize| match offset.checked_add(len) {
-        Some(end) if end <= region.len() => Ok(()),
-        _ => Err(PostError::Invalid(format!("{len} bytes at {offset} of {region:?}"))),
-    };
+    let local = |region: &Region, offset: usize, len: usize| region.check_local(Provider::Mem, offset, len);
     let source = |source: &Source<'_>| match *source {
         Source::Inline(bytes) if bytes.len() > MAX_INLINE => {
             Err(PostError::Invalid(format!("{} inline bytes: at most {MAX_INLINE}", bytes.len())))
@@ -224,17 +238,18 @@ fn check(op: &Op<'_>) -> Result<(), PostError> {
             Err(PostError::Invalid("the target of a read is mapped read-only".into()))
         }
         Op::Read { target, .. } => local(target.region, target.offset, target.len),
+        Op::FetchAdd { .. } => Err(NO_FETCH_ADD),
     }
 }
 
 /// A checked operation as a message, and the bytes that it carries.
-fn request(op: &Op<'_>) -> (Request, usize) {
+fn request(op: &Op<'_>) -> Result<(Request, usize), PostError> {
     let place = |remote: &crate::Remote<'_>| Place { key: remote.region.key, offset: remote.offset };
     let bytes = |source: &Source<'_>| match *source {
         Source::Inline(bytes) => Bytes::Inline(bytes.to_vec()),
         Source::Region(region, offset, len) => Bytes::Region(Stretch { region: region.clone(), offset, len }),
     };
-    match op {
+    Ok(match op {
         Op::Write { source, remote } => {
             let request = Request::Write { source: bytes(source), place: Some(place(remote)), immediate: None };
             (request, source.len())
@@ -247,5 +262,6 @@ fn request(op: &Op<'_>) -> (Request, usize) {
             let target = Stretch { region: target.region.clone(), offset: target.offset, len: target.len };
             (Request::Read { place: place(remote), target }, 0)
         }
-    }
+        Op::FetchAdd { .. } => return Err(NO_FETCH_ADD),
+    })
 }

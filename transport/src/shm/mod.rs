@@ -32,8 +32,10 @@ mod tests;
 mod watch;
 mod wire;
 
+use crate::memory::Registered;
 use crate::{
-    Access, Device, DeviceOptions, Endpoint, HostMemory, Placement, Properties, Provider, Region, TransportError,
+    Access, Device, DeviceOptions, Endpoint, HostMemory, Memory, Placement, Properties, Provider, Region,
+    TransportError,
 };
 use std::sync::Arc;
 
@@ -57,6 +59,7 @@ impl Device for ShmDevice {
             max_lanes: MAX_LANES,
             max_inline: MAX_INLINE,
             queue_depth: ring::CAPACITY,
+            fetch_add: true,
         }
     }
 
@@ -70,6 +73,16 @@ impl Device for ShmDevice {
             Access::PeerRead | Access::PeerWrite => {
                 Region::new(Arc::new(memory::SharedMemory::allocate(len, access, placement)?))
             }
+        })
+    }
+
+    fn register(&self, memory: Arc<dyn Memory>, access: Access) -> Result<Region, TransportError> {
+        if access == Access::Local {
+            return Registered::adopt(memory, access);
+        }
+        Err(TransportError::Unsupported {
+            what: format!("registering {} bytes of the caller's with shm for {access:?}", memory.len()),
+            hint: "peers map what is granted: allocate the region on the device, and use it in place or copy".into(),
         })
     }
 

@@ -4,9 +4,11 @@ use super::MAX_INLINE;
 use super::connection::Connection;
 use super::copy::copy;
 use super::ring::{CAPACITY, Nonsense};
-use crate::{Access, Completion, LinkId, Op, PostError, Remote, Source, Target, Work, WorkError};
+use crate::endpoint::check_fetch_add;
+use crate::{Access, Completion, LinkId, Op, PostError, Provider, Remote, Source, Target, Work, WorkError};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a chain was not posted.
 pub(super) enum Unposted {
@@ -76,6 +78,16 @@ impl Connection {
                 unsafe { copy(from.as_ptr(), region.base().add(*offset).as_ptr(), *len) };
                 Ok(())
             }
+            Op::FetchAdd { remote, target: Target { region, offset, len }, add } => {
+                let place = self.resolve(remote, *len, Access::PeerWrite)?;
+                // SAFETY: `place` is eight writable bytes by `resolve`, at a multiple of eight by `count`: a region begins
+                // at a page.
+                let number = unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) };
+                let before = number.fetch_add(*add, Ordering::SeqCst).to_ne_bytes();
+                // SAFETY: the target's eight bytes were checked by `count`.
+                unsafe { copy(before.as_ptr(), region.base().add(*offset).as_ptr(), *len) };
+                Ok(())
+            }
         }
     }
 
@@ -117,13 +129,10 @@ fn count(chain: &[Work<'_>]) -> Result<(usize, usize), PostError> {
                 }
                 immediates += 1;
             }
-            Op::Read { target: Target { region, offset, len }, .. } => {
-                if offset.checked_add(*len).is_none_or(|end| end > region.len()) {
-                    return invalid(format!("{len} bytes at {offset} of a region of {} bytes", region.len()));
-                }
-                if !region.writable() {
-                    return invalid("the target of a read is mapped read-only here".into());
-                }
+            Op::Read { target, .. } => sound_target(target)?,
+            Op::FetchAdd { remote, target, .. } => {
+                check_fetch_add(remote, target)?;
+                sound_target(target)?;
             }
         }
         signals += usize::from(signal.is_some());
@@ -139,9 +148,17 @@ fn sound(source: &Source<'_>) -> Result<(), PostError> {
         Source::Inline(bytes) if bytes.len() > MAX_INLINE => {
             Err(PostError::Invalid(format!("{} bytes inline; at most {MAX_INLINE}", bytes.len())))
         }
-        Source::Region(region, offset, len) if offset.checked_add(*len).is_none_or(|end| end > region.len()) => {
-            Err(PostError::Invalid(format!("{len} bytes at {offset} of a region of {} bytes", region.len())))
-        }
-        _ => Ok(()),
+        Source::Inline(_) => Ok(()),
+        Source::Region(region, offset, len) => region.check_local(Provider::Shm, *offset, *len),
+    }
+}
+
+fn sound_target(target: &Target<'_>) -> Result<(), PostError> {
+    let Target { region, offset, len } = target;
+    region.check_local(Provider::Shm, *offset, *len)?;
+    if region.writable() {
+        Ok(())
+    } else {
+        Err(PostError::Invalid("the target of a read is mapped read-only here".into()))
     }
 }

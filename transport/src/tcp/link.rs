@@ -6,10 +6,12 @@ use super::greeting::Dial;
 use super::hello::Message;
 use super::lane::Lane;
 use super::outbox::{Frame, INLINE_BYTES, Payload, QUEUE_DEPTH};
-use crate::{Disconnect, LinkId, LinkSpec, Op, PostError, Region, Remote, Source, Work};
+use crate::{Disconnect, LinkId, LinkSpec, Op, PostError, Provider, Region, Remote, Source, Work};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::time::Instant;
+
+const NO_FETCH_ADD: PostError = PostError::Unsupported { provider: Provider::Tcp, what: "fetch-add" };
 
 /// Where a lane is on its way to be used.
 #[derive(Debug)]
@@ -102,7 +104,7 @@ impl Link {
             let sequence = lane.outbox.next_sequence();
             let signalled = work.signal.is_some();
             let plain = Header { sequence, signalled, ..Header::plain(Opcode::Write, self.spec.incarnation) };
-            let (frame, target) = translate(plain, &work.op);
+            let (frame, target) = translate(plain, &work.op)?;
             lane.outbox.post(frame, work.signal, target);
         }
         lane.outbox.flush(&lane.socket);
@@ -122,16 +124,17 @@ fn check(link: LinkId, op: &Op<'_>) -> Result<(), PostError> {
             }
             (Source::Region(target.region, target.offset, target.len), Some(remote))
         }
+        Op::FetchAdd { .. } => return Err(NO_FETCH_ADD),
     };
     match (source, remote) {
         (Source::Inline(bytes), _) if bytes.len() > INLINE_BYTES => {
             return invalid(format!("{} inline bytes, of {INLINE_BYTES} at most", bytes.len()));
         }
-        (Source::Region(region, start, len), _) if start.checked_add(len).is_none_or(|end| end > region.len()) => {
-            return invalid(format!("{len} bytes at {start} of a region of {} bytes", region.len()));
-        }
         (_, None) if !source.is_empty() => return invalid("bytes to write, and no place to write them to".into()),
         _ => {}
+    }
+    if let Source::Region(region, start, len) = source {
+        region.check_local(Provider::Tcp, start, len)?;
     }
     match remote {
         Some(remote) if remote.region.link != link => {
@@ -142,9 +145,9 @@ fn check(link: LinkId, op: &Op<'_>) -> Result<(), PostError> {
 }
 
 /// The frame for a checked operation, and where a read's bytes go.
-fn translate(plain: Header, op: &Op<'_>) -> (Frame, Option<(Region, Range<usize>)>) {
+fn translate(plain: Header, op: &Op<'_>) -> Result<(Frame, Option<(Region, Range<usize>)>), PostError> {
     let place = |remote: Option<&Remote<'_>>| remote.map_or((0, 0), |remote| (remote.region.key, remote.offset));
-    match op {
+    Ok(match op {
         Op::Write { source, remote } => {
             let (key, offset) = place(Some(remote));
             let header = Header { opcode: Opcode::Write, key, offset, len: source.len() as u64, ..plain };
@@ -161,7 +164,8 @@ fn translate(plain: Header, op: &Op<'_>) -> (Frame, Option<(Region, Range<usize>
             let target = (target.region.clone(), target.offset..target.offset + target.len);
             (Frame::new(&header, Payload::Nothing), Some(target))
         }
-    }
+        Op::FetchAdd { .. } => return Err(NO_FETCH_ADD),
+    })
 }
 
 fn payload(source: &Source<'_>) -> Payload {

@@ -33,8 +33,10 @@ mod poller;
 mod progress;
 mod socket;
 
+use crate::memory::Registered;
 use crate::{
-    Access, Device, DeviceOptions, Endpoint, HostMemory, Placement, Properties, Provider, Region, TransportError,
+    Access, Device, DeviceOptions, Endpoint, HostMemory, Memory, Placement, Properties, Provider, Region,
+    TransportError,
 };
 use std::sync::Arc;
 
@@ -62,12 +64,17 @@ impl Device for TcpDevice {
             max_lanes: MAX_LANES,
             max_inline: outbox::INLINE_BYTES,
             queue_depth: outbox::QUEUE_DEPTH,
+            fetch_add: false,
         }
     }
 
     fn allocate(&self, len: usize, access: Access, placement: Option<Placement>) -> Result<Region, TransportError> {
-        let memory = HostMemory::allocate(len, placement)?;
-        Ok(Region::new(Arc::new(memory::Registered { memory, access })))
+        let memory = Arc::new(HostMemory::allocate(len, placement)?);
+        Ok(Region::new(Arc::new(Registered { memory, access })))
+    }
+
+    fn register(&self, memory: Arc<dyn Memory>, access: Access) -> Result<Region, TransportError> {
+        Registered::adopt(memory, access)
     }
 
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError> {

@@ -28,9 +28,12 @@
 
 mod connecting;
 mod ending;
+mod fetch_add;
 mod mapping;
+mod memory;
 mod queueing;
 mod refusing;
+mod registering;
 mod soak;
 mod waiting;
 mod world;
@@ -40,9 +43,12 @@ pub mod child;
 
 pub use connecting::*;
 pub use ending::*;
+pub use fetch_add::*;
 pub use mapping::*;
+pub use memory::{DeviceMemory, MappedFile};
 pub use queueing::*;
 pub use refusing::*;
+pub use registering::*;
 pub use soak::*;
 pub use waiting::*;
 pub use world::{A, B, End, Granted, Link, World, notify, pattern, spec, work, write, write_immediate};
@@ -139,6 +145,16 @@ macro_rules! conformance_suite {
             shows_what_was_produced_in_a_mapped_region
             maps_a_read_only_grant_read_only
             maps_regions_side_by_side
+            sends_from_memory_of_the_caller_and_receives_into_it
+            lets_peers_reach_memory_of_the_caller
+            refuses_to_register_what_cannot_be
+            grants_no_more_than_was_registered
+            keeps_registered_memory_until_nothing_uses_it
+            touches_no_device_memory
+            adds_to_a_number_of_the_peers
+            adds_one_after_the_other_from_several_links
+            refuses_a_fetch_add_that_cannot_be
+            refuses_a_fetch_add_that_was_not_granted
             survives_a_random_soak
         }
     };

@@ -4,7 +4,8 @@ use super::context::Context;
 use super::memory::Registered;
 use super::sys::*;
 use super::{INLINE_BYTES, lane};
-use crate::{LinkId, Op, PostError, Region, Remote, Source, Work};
+use crate::endpoint::check_fetch_add;
+use crate::{LinkId, Op, PostError, Provider, Region, Remote, Source, Target, Work};
 use std::sync::Arc;
 
 /// Refuses what cannot be, whatever the peer has granted; else how many work requests it takes.
@@ -13,7 +14,14 @@ pub(super) fn check(context: &Arc<Context>, link: LinkId, op: &Op<'_>) -> Result
     let (source, remote) = match op {
         Op::Write { source, remote } => (*source, Some(remote)),
         Op::WriteImmediate { source, remote, .. } => (*source, remote.as_ref()),
-        Op::Read { remote, target } => (Source::Region(target.region, target.offset, target.len), Some(remote)),
+        Op::Read { remote, target } => (check_target(target)?, Some(remote)),
+        Op::FetchAdd { .. } if !context.limits.atomics => {
+            return Err(PostError::Unsupported { provider: Provider::Verbs, what: "fetch-add on this device" });
+        }
+        Op::FetchAdd { remote, target, .. } => {
+            check_fetch_add(remote, target)?;
+            (check_target(target)?, Some(remote))
+        }
     };
     match (source, remote) {
         (Source::Inline(bytes), _) if bytes.len() > INLINE_BYTES => {
@@ -23,7 +31,10 @@ pub(super) fn check(context: &Arc<Context>, link: LinkId, op: &Op<'_>) -> Result
             return invalid(format!("{len} bytes at {start} of a region of {} bytes", region.len()));
         }
         (Source::Region(region, ..), _) if Registered::of(region, context).is_none() => {
-            return invalid(format!("{region:?} was not allocated by this device, {}", context.name));
+            return invalid(format!(
+                "{region:?} was neither allocated nor registered by this device, {}",
+                context.name
+            ));
         }
         (_, None) if !source.is_empty() => return invalid("bytes to write, and no place to write them to".into()),
         _ => {}
@@ -36,11 +47,22 @@ pub(super) fn check(context: &Arc<Context>, link: LinkId, op: &Op<'_>) -> Result
     }
 }
 
+/// Where bytes come to, as a local range; its bounds are checked with those of sources.
+fn check_target<'a>(target: &Target<'a>) -> Result<Source<'a>, PostError> {
+    if target.region.writable() {
+        Ok(Source::Region(target.region, target.offset, target.len))
+    } else {
+        Err(PostError::Invalid("bytes would come to memory that was registered as read-only".into()))
+    }
+}
+
 /// One work request before it is written down.
 pub(super) struct Request<'a> {
     pub(super) opcode: ibv_wr_opcode,
     pub(super) immediate: u32,
-    /// Where the bytes come from, or for a read go to.
+    /// What a fetch-add adds.
+    pub(super) add: u64,
+    /// Where the bytes come from, or for a read and a fetch-add go to.
     pub(super) local: Source<'a>,
     pub(super) address: u64,
     pub(super) key: u32,
@@ -56,6 +78,7 @@ pub(super) fn requests<'a>(
     incarnation: u32,
     work: &Work<'a>,
 ) -> impl Iterator<Item = Request<'a>> + use<'a> {
+    let mut summand = 0;
     let (opcode, last_opcode, whole, remote, immediate) = match work.op {
         Op::Write { source, remote } => (IBV_WR_RDMA_WRITE, IBV_WR_RDMA_WRITE, source, Some(remote), 0),
         Op::WriteImmediate { source, remote, immediate } => {
@@ -64,6 +87,11 @@ pub(super) fn requests<'a>(
         Op::Read { remote, target } => {
             let whole = Source::Region(target.region, target.offset, target.len);
             (IBV_WR_RDMA_READ, IBV_WR_RDMA_READ, whole, Some(remote), 0)
+        }
+        Op::FetchAdd { remote, target, add } => {
+            summand = add;
+            let whole = Source::Region(target.region, target.offset, target.len);
+            (IBV_WR_ATOMIC_FETCH_AND_ADD, IBV_WR_ATOMIC_FETCH_AND_ADD, whole, Some(remote), 0)
         }
     };
     let (start, key) = remote.map_or((0, 0), |Remote { region, offset }| {
@@ -80,6 +108,7 @@ pub(super) fn requests<'a>(
         Request {
             opcode: if last { last_opcode } else { opcode },
             immediate,
+            add: summand,
             local,
             address: start.wrapping_add(done as u64),
             key,
@@ -87,6 +116,17 @@ pub(super) fn requests<'a>(
             goes_on: !last,
         }
     })
+}
+
+impl Request<'_> {
+    fn remote(&self) -> ibv_send_wr__bindgen_ty_2 {
+        let (remote_addr, rkey) = (self.address, self.key);
+        if self.opcode == IBV_WR_ATOMIC_FETCH_AND_ADD {
+            let atomic = ibv_send_wr__bindgen_ty_2__bindgen_ty_2 { remote_addr, compare_add: self.add, swap: 0, rkey };
+            return ibv_send_wr__bindgen_ty_2 { atomic };
+        }
+        ibv_send_wr__bindgen_ty_2 { rdma: ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr, rkey } }
+    }
 }
 
 /// Room for the longest list, used again for each chain of an endpoint.
@@ -117,9 +157,7 @@ impl Scratch {
             opcode: request.opcode,
             send_flags: flags,
             __bindgen_anon_1: ibv_send_wr__bindgen_ty_1 { imm_data: request.immediate.to_be() },
-            wr: ibv_send_wr__bindgen_ty_2 {
-                rdma: ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr: request.address, rkey: request.key },
-            },
+            wr: request.remote(),
             ..Default::default()
         });
         self.pieces.push(piece);

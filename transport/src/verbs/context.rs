@@ -1,16 +1,15 @@
 //! An opened device: its port and address, its limits, and the protection domain that all memory and queue pairs share.
 
-use super::library::{check, check_pointer, no_devices, verbs};
+use super::gid;
+use super::library::{check, check_pointer, no_devices, no_list, verbs};
 use super::options::VerbsOptions;
 use super::sys::*;
-use super::{INLINE_BYTES, gid};
 use crate::TransportError;
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 const LINK_LAYER_ETHERNET: u8 = 2;
 /// Reads that a queue pair has under way at most.
@@ -25,6 +24,8 @@ pub(super) struct Limits {
     pub(super) message_bytes: usize,
     /// Reads that this side may have under way, and that it answers at a time.
     pub(super) reads: u8,
+    /// Whether it does atomic operations, for peers and for this side.
+    pub(super) atomics: bool,
 }
 
 /// Where the port is found.
@@ -72,8 +73,7 @@ impl DeviceList {
         // SAFETY: `len` is a place for the count.
         let list = unsafe { verbs.ibv_get_device_list(&mut len) };
         if list.is_null() {
-            // Without kernel support the list itself is refused, by ENOSYS.
-            return Err(no_devices(&format!("the kernel has no RDMA support ({})", std::io::Error::last_os_error())));
+            return Err(no_list(std::io::Error::last_os_error()));
         }
         let list = Self { verbs, list, len: usize::try_from(len).unwrap_or(0) };
         if list.len == 0 { Err(no_devices("the kernel knows of none")) } else { Ok(list) }
@@ -105,19 +105,7 @@ pub(super) fn device_names() -> Result<Vec<String>, TransportError> {
 impl Context {
     /// Opens the device that is asked for, or the first that works.
     pub(super) fn open(options: &VerbsOptions) -> Result<Arc<Self>, TransportError> {
-        let in_range = options.timeout < 32
-            && options.retries < 8
-            && options.not_ready_retries < 8
-            && options.not_ready_timer < 32
-            && options.service_level < 16
-            && options.inline_bytes <= INLINE_BYTES
-            && options.keep_alive >= Duration::from_millis(1)
-            && (4..=1 << 14).contains(&options.queue_depth);
-        if !in_range {
-            return Err(TransportError::invalid(format!(
-                "an option of the verbs provider is out of range: {options:?}"
-            )));
-        }
+        options.check()?;
         let list = DeviceList::get()?;
         let wanted = |name: &String| options.device.as_ref().is_none_or(|wanted| wanted == name);
         let mut refused = None;
@@ -152,7 +140,7 @@ impl Context {
             domain: ptr::null_mut(),
             name,
             options: options.clone(),
-            limits: Limits { queue_depth: 0, completions: 0, message_bytes: 0, reads: 0 },
+            limits: Limits { queue_depth: 0, completions: 0, message_bytes: 0, reads: 0, atomics: false },
             port: nowhere,
             losses: AtomicU64::new(0),
             events: Mutex::new(()),
@@ -169,6 +157,7 @@ impl Context {
             // Half of what the port says: some drivers take less than it by a little.
             message_bytes: (message_bytes as usize / 2).clamp(1, 1 << 30),
             reads: attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(0, READS) as u8,
+            atomics: attributes.atomic_cap != IBV_ATOMIC_NONE,
         };
         // SAFETY: the context is open.
         let domain = unsafe { verbs.ibv_alloc_pd(raw) };
@@ -191,7 +180,7 @@ impl Context {
             let entry = self.find_gid(number, attributes.gid_tbl_len, is_ethernet)?;
             let port = Port {
                 number,
-                mtu: attributes.active_mtu,
+                mtu: self.options.path_mtu()?.map_or(attributes.active_mtu, |wanted| wanted.min(attributes.active_mtu)),
                 lid: attributes.lid,
                 gid: gid::bytes(&entry),
                 gid_index: entry.gid_index as u8,

@@ -61,7 +61,8 @@ impl Lane {
     ) -> Result<Self, TransportError> {
         let depth = context.limits.queue_depth;
         let receives = depth + RECEIVE_BATCH;
-        let access = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+        let atomic = if context.limits.atomics { IBV_ACCESS_REMOTE_ATOMIC } else { 0 };
+        let access = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | atomic;
         let shape = Shape { sends: depth + 1, receives, inline: context.options.inline_bytes, access };
         let mut pair = QueuePair::new(context, queue, shape)?;
         pair.post_receives(id(link, number), receives)?;

@@ -1,21 +1,26 @@
 //! libibverbs, loaded once for the process when it is first needed, and how its failures read.
 
-use super::sys::Verbs;
+use super::sys::{Verbs, load};
 use crate::TransportError;
 use std::io;
 use std::sync::OnceLock;
 
-const LIBRARY: &str = "libibverbs.so.1";
-
 /// The library, or what to do about its absence. It stays loaded: its drivers keep state of their own.
 pub(super) fn verbs() -> Result<&'static Verbs, TransportError> {
     static LOADED: OnceLock<Result<Verbs, String>> = OnceLock::new();
-    // SAFETY: libibverbs' initialisers may run at any time, and the bindings were made from its own header.
-    let loaded = LOADED.get_or_init(|| unsafe { Verbs::new(LIBRARY) }.map_err(|error| error.to_string()));
-    loaded.as_ref().map_err(|why| TransportError::Unsupported {
+    LOADED.get_or_init(load).as_ref().map_err(|why| TransportError::Unsupported {
         what: "RDMA".into(),
-        hint: format!("{why}; install rdma-core 34 or later (Debian: libibverbs1 and ibverbs-providers)"),
+        hint: format!("{why}; install rdma-core 32 or later (Debian: libibverbs1 and ibverbs-providers)"),
     })
+}
+
+/// Why there is no list of devices.
+pub(super) fn no_list(error: io::Error) -> TransportError {
+    match error.raw_os_error() {
+        // What a kernel without RDMA support answers.
+        Some(libc::ENOSYS | libc::ENODEV) => no_devices(&format!("the kernel has no RDMA support ({error})")),
+        _ => TransportError::system("listing the RDMA devices", error),
+    }
 }
 
 /// There is no device to open.
@@ -45,4 +50,22 @@ pub(super) fn check_pointer<T>(pointer: *mut T, what: impl FnOnce() -> String) -
 /// What a non-zero return value means.
 pub(super) fn code_error(code: i32) -> io::Error {
     if code > 0 { io::Error::from_raw_os_error(code) } else { io::Error::last_os_error() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_rdma_has_no_devices() {
+        for errno in [libc::ENOSYS, libc::ENODEV] {
+            let error = no_list(io::Error::from_raw_os_error(errno));
+            assert!(
+                matches!(&error, TransportError::Unsupported { hint, .. } if hint.contains("no devices")),
+                "{error}"
+            );
+        }
+        let error = no_list(io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(matches!(&error, TransportError::System { .. }), "{error}");
+    }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   Context (device, port, protection domain)
-//!     ├─ Registered ── one memory region for this side's own work
+//!     ├─ Registered ── one memory region for this side's own work, on memory allocated here or the caller's
 //!     └─ Endpoint ── CompletionQueue
 //!          └─ Link ─┬─ Control: hello, welcome, ping, bye (32 bits each, no payload, no right to memory)
 //!                   ├─ Lane 0..8: posted work, pre-posted receives
@@ -38,12 +38,14 @@ mod memory;
 mod options;
 mod progress;
 mod queue_pair;
+mod refusal;
+mod registration;
 mod sleep;
 mod sys;
 
 pub use options::VerbsOptions;
 
-use crate::{Access, Device, DeviceOptions, Endpoint, Placement, Properties, Provider, Region, TransportError};
+use crate::{Access, Device, DeviceOptions, Endpoint, Memory, Placement, Properties, Provider, Region, TransportError};
 use context::Context;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +56,11 @@ const INLINE_BYTES: usize = 256;
 
 /// Opens the device that `options.verbs` names, or the first one with an active port.
 pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
-    Ok(Arc::new(VerbsDevice { context: Context::open(&options.verbs)?, spin: options.spin }))
+    let context = Context::open(&options.verbs)?;
+    if options.verbs.on_demand_paging {
+        memory::check_on_demand_paging(&context)?;
+    }
+    Ok(Arc::new(VerbsDevice { context, spin: options.spin }))
 }
 
 /// The names of this machine's RDMA devices; an error says why there are none.
@@ -75,11 +81,16 @@ impl Device for VerbsDevice {
             max_lanes: MAX_LANES,
             max_inline: INLINE_BYTES,
             queue_depth: self.context.limits.queue_depth,
+            fetch_add: self.context.limits.atomics,
         }
     }
 
     fn allocate(&self, len: usize, access: Access, placement: Option<Placement>) -> Result<Region, TransportError> {
         Ok(Region::new(Arc::new(memory::Registered::allocate(&self.context, len, access, placement)?)))
+    }
+
+    fn register(&self, memory: Arc<dyn Memory>, access: Access) -> Result<Region, TransportError> {
+        Ok(Region::new(Arc::new(memory::Registered::adopt(&self.context, memory, access)?)))
     }
 
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError> {

@@ -54,10 +54,9 @@ impl VerbsEndpoint {
     }
 
     fn take(&mut self, completion: &ibv_wc, now: Instant, completions: &mut Vec<Completion>) {
-        let About { link: id, lane, sent } = About::decode(completion.wr_id);
-        // SAFETY: every bit pattern is a valid number; it is looked at where an immediate has come only.
-        let immediate = u32::from_be(unsafe { completion.__bindgen_anon_1.imm_data });
-        let status = completion.status;
+        let Completed { id, status, immediate } = completed(completion);
+        let About { link: id, lane, sent } = About::decode(id);
+        let immediate = u32::from_be(immediate);
         let Some(link) = self.links.get_mut(&id) else {
             if let Some((control, _)) = self.lingering.get_mut(&id)
                 && lane == CONTROL

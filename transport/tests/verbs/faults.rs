@@ -113,6 +113,13 @@ fn names_what_it_cannot_open() {
     let error = super::open(options).err().expect("refused").to_string();
     assert!(error.contains("nonesuch") && error.contains(&fixture.names[0]), "{error}");
     let error = super::open(VerbsOptions { timeout: 32, ..Default::default() }).err().expect("refused").to_string();
-    assert!(error.contains("timeout: 32"), "{error}");
+    assert!(error.contains("timeout is 32"), "{error}");
+    let device = || Some(fixture.names[0].clone());
+    let wrong = VerbsOptions { device: device(), gid_index: Some(255), ..Default::default() };
+    let error = super::open(wrong).err().expect("refused").to_string();
+    assert!(error.contains("GID 255") && error.contains(&fixture.names[0]), "{error}");
+    let wrong = VerbsOptions { device: device(), port: Some(200), ..Default::default() };
+    let error = super::open(wrong).err().expect("refused").to_string();
+    assert!(error.contains("port 200"), "{error}");
     let _: Arc<_> = super::open(VerbsOptions::default()).unwrap();
 }

@@ -1845,14 +1845,6 @@ pub struct Verbs {
         iova: u64,
         access: ::core::ffi::c_uint,
     ) -> *mut ibv_mr,
-    pub ibv_reg_dmabuf_mr: unsafe extern "C" fn(
-        pd: *mut ibv_pd,
-        offset: u64,
-        length: usize,
-        iova: u64,
-        fd: ::core::ffi::c_int,
-        access: ::core::ffi::c_int,
-    ) -> *mut ibv_mr,
     pub ibv_dereg_mr: unsafe extern "C" fn(mr: *mut ibv_mr) -> ::core::ffi::c_int,
     pub ibv_create_comp_channel: unsafe extern "C" fn(context: *mut ibv_context) -> *mut ibv_comp_channel,
     pub ibv_destroy_comp_channel: unsafe extern "C" fn(channel: *mut ibv_comp_channel) -> ::core::ffi::c_int,
@@ -1908,7 +1900,6 @@ impl Verbs {
         let ibv_alloc_pd = unsafe { __library.get(b"ibv_alloc_pd\0") }.map(|sym| *sym)?;
         let ibv_dealloc_pd = unsafe { __library.get(b"ibv_dealloc_pd\0") }.map(|sym| *sym)?;
         let ibv_reg_mr_iova2 = unsafe { __library.get(b"ibv_reg_mr_iova2\0") }.map(|sym| *sym)?;
-        let ibv_reg_dmabuf_mr = unsafe { __library.get(b"ibv_reg_dmabuf_mr\0") }.map(|sym| *sym)?;
         let ibv_dereg_mr = unsafe { __library.get(b"ibv_dereg_mr\0") }.map(|sym| *sym)?;
         let ibv_create_comp_channel = unsafe { __library.get(b"ibv_create_comp_channel\0") }.map(|sym| *sym)?;
         let ibv_destroy_comp_channel = unsafe { __library.get(b"ibv_destroy_comp_channel\0") }.map(|sym| *sym)?;
@@ -1937,7 +1928,6 @@ impl Verbs {
             ibv_alloc_pd,
             ibv_dealloc_pd,
             ibv_reg_mr_iova2,
-            ibv_reg_dmabuf_mr,
             ibv_dereg_mr,
             ibv_create_comp_channel,
             ibv_destroy_comp_channel,
@@ -2021,17 +2011,6 @@ impl Verbs {
         access: ::core::ffi::c_uint,
     ) -> *mut ibv_mr {
         unsafe { (self.ibv_reg_mr_iova2)(pd, addr, length, iova, access) }
-    }
-    pub unsafe fn ibv_reg_dmabuf_mr(
-        &self,
-        pd: *mut ibv_pd,
-        offset: u64,
-        length: usize,
-        iova: u64,
-        fd: ::core::ffi::c_int,
-        access: ::core::ffi::c_int,
-    ) -> *mut ibv_mr {
-        unsafe { (self.ibv_reg_dmabuf_mr)(pd, offset, length, iova, fd, access) }
     }
     pub unsafe fn ibv_dereg_mr(&self, mr: *mut ibv_mr) -> ::core::ffi::c_int {
         unsafe { (self.ibv_dereg_mr)(mr) }

@@ -1,7 +1,7 @@
 //! The shm provider keeps the promises of the conformance suite, and cleans up after itself.
 
 use std::sync::Arc;
-use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
+use stepmesh_transport::testing::{self, DoomedPeer, Fixture, Soak};
 use stepmesh_transport::{Device, DeviceOptions, Provider};
 
 struct Shm;
@@ -23,3 +23,9 @@ fn doomed_peer() {
 }
 
 stepmesh_transport::conformance_suite!(Shm);
+
+#[test]
+fn a_million_random_transfers_arrive_byte_for_byte() {
+    let soak = Soak { transfers: 1_000_000, largest: 1 << 20, lanes: 4, seed: 5, threads: true };
+    testing::soak(&mut Shm, &soak);
+}

@@ -10,7 +10,7 @@ mod raw;
 mod sockets;
 
 use std::sync::Arc;
-use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
+use stepmesh_transport::testing::{self, DoomedPeer, Fixture, Soak};
 use stepmesh_transport::{Device, DeviceOptions, Provider};
 
 /// Devices on loopback.
@@ -36,3 +36,9 @@ fn doomed_peer() {
 }
 
 stepmesh_transport::conformance_suite!(Tcp::default());
+
+#[test]
+fn a_million_random_transfers_arrive_byte_for_byte() {
+    let soak = Soak { transfers: 1_000_000, largest: 1 << 20, lanes: 4, seed: 5, threads: true };
+    testing::soak(&mut Tcp::default(), &soak);
+}

@@ -22,7 +22,7 @@ mod packets;
 
 use std::sync::Arc;
 use std::time::Duration;
-use stepmesh_transport::testing::{self, DoomedPeer, Fixture};
+use stepmesh_transport::testing::{self, DoomedPeer, Fixture, Soak};
 use stepmesh_transport::verbs::{self, VerbsOptions};
 use stepmesh_transport::{Device, DeviceOptions, Provider, TransportError};
 
@@ -86,5 +86,5 @@ stepmesh_transport::conformance_suite!(fixture!(VerbsOptions::default()));
 fn stages_inline_bytes_that_the_device_does_not_take() {
     let mut fixture = fixture!(VerbsOptions { inline_bytes: 0, ..Default::default() });
     testing::lets_an_inline_source_be_reused_at_once(&mut fixture);
-    testing::soak(&mut fixture, 1000, 2);
+    testing::soak(&mut fixture, &Soak { transfers: 1000, seed: 2, ..Soak::default() });
 }

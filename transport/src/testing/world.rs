@@ -16,7 +16,7 @@ pub const A: usize = 0;
 pub const B: usize = 1;
 
 /// How long anything may take that should happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// What `connect` is given when it should succeed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -4,7 +4,7 @@ use super::Verbs;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stepmesh_transport::testing::{self, A, B, Fixture, World, work};
+use stepmesh_transport::testing::{self, A, B, Fixture, Soak, World, work};
 use stepmesh_transport::verbs::VerbsOptions;
 use stepmesh_transport::{Disconnect, LinkSpec, PostError, Side};
 
@@ -99,7 +99,8 @@ fn loses_nothing_on_a_fabric_that_loses_packets() {
     for interface in &interfaces {
         run("tc", &["qdisc", "add", "dev", interface, "root", "netem", "loss", "1%"]);
     }
-    let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| testing::soak(&mut fixture, 500, 3)));
+    let soak = Soak { transfers: 500, seed: 3, ..Soak::default() };
+    let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| testing::soak(&mut fixture, &soak)));
     for interface in &interfaces {
         run("tc", &["qdisc", "del", "dev", interface, "root"]);
     }

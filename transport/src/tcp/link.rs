@@ -5,10 +5,9 @@ use super::grants::Grants;
 use super::greeting::Dial;
 use super::hello::Message;
 use super::lane::Lane;
-use super::outbox::{Frame, INLINE_BYTES, Payload, QUEUE_DEPTH};
-use crate::{Disconnect, LinkId, LinkSpec, Op, PostError, Provider, Region, Remote, Source, Work};
+use super::outbox::{Frame, INLINE_BYTES, Payload, QUEUE_DEPTH, ReadTarget};
+use crate::{Disconnect, LinkId, LinkSpec, Op, PostError, Provider, Remote, Source, Work};
 use std::net::TcpStream;
-use std::ops::Range;
 use std::time::Instant;
 
 const NO_FETCH_ADD: PostError = PostError::Unsupported { provider: Provider::Tcp, what: "fetch-add" };
@@ -145,7 +144,7 @@ fn check(link: LinkId, op: &Op<'_>) -> Result<(), PostError> {
 }
 
 /// The frame for a checked operation, and where a read's bytes go.
-fn translate(plain: Header, op: &Op<'_>) -> Result<(Frame, Option<(Region, Range<usize>)>), PostError> {
+fn translate(plain: Header, op: &Op<'_>) -> Result<(Frame, Option<ReadTarget>), PostError> {
     let place = |remote: Option<&Remote<'_>>| remote.map_or((0, 0), |remote| (remote.region.key, remote.offset));
     Ok(match op {
         Op::Write { source, remote } => {

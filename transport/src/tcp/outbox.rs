@@ -21,6 +21,9 @@ const MAX_REPLIES: usize = QUEUE_DEPTH + 1;
 /// Bytes that one call sends before other lanes have their turn.
 const BYTES_PER_TURN: usize = 1 << 20;
 
+/// Where the bytes of a read go.
+pub(super) type ReadTarget = (Region, Range<usize>);
+
 /// Where a frame's payload is. Inline bytes live in the ring itself, so that posting allocates nothing.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)]
@@ -102,7 +105,7 @@ struct Entry {
     frame: Frame,
     signal: Option<u64>,
     /// Where a read's bytes go.
-    target: Option<(Region, Range<usize>)>,
+    target: Option<ReadTarget>,
     done: bool,
 }
 
@@ -162,7 +165,7 @@ impl Outbox {
     }
 
     /// Posts work; `target` makes it a read.
-    pub(super) fn post(&mut self, frame: Frame, signal: Option<u64>, target: Option<(Region, Range<usize>)>) {
+    pub(super) fn post(&mut self, frame: Frame, signal: Option<u64>, target: Option<ReadTarget>) {
         self.work.push_back(Entry { frame, signal, target, done: false });
     }
 
@@ -296,7 +299,7 @@ impl Outbox {
     }
 
     /// Where the bytes of an outstanding read go.
-    pub(super) fn target(&mut self, sequence: u64) -> Option<(Region, Range<usize>)> {
+    pub(super) fn target(&mut self, sequence: u64) -> Option<ReadTarget> {
         self.sent_read(sequence)?.target.clone()
     }
 

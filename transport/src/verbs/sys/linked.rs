@@ -1,5 +1,7 @@
 //! The bindings of the crate `ibverbs-sys`, to which the program is linked, in the shape of the checked-in ones.
 
+#![allow(non_camel_case_types)]
+
 use super::{Completed, RegisterDmaBuf};
 use std::ffi::{c_char, c_int, c_void};
 

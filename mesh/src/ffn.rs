@@ -19,6 +19,7 @@ pub struct FfnMesh {
     /// The request that waits in each (slot, rank).
     requests: Vec<Option<Arrival>>,
     released: Vec<usize>,
+    /// For the segments of batches to come.
     spare: Vec<Vec<Segment>>,
 }
 
@@ -236,6 +237,8 @@ impl FfnMesh {
         if self.requests.len() != seats {
             self.arrivals = Arrivals::new(slots, self.member.peers);
             self.requests = (0..seats).map(|_| None).collect();
+            // What policy `all` needs at most; the others, which may hand out more batches of fewer segments, add their own.
+            self.spare = (0..slots).map(|_| Vec::with_capacity(self.member.peers)).collect();
         }
         while let Some(end) = self.member.ended.pop_front() {
             self.arrivals.lost(end.rank);

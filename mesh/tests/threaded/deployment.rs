@@ -107,6 +107,18 @@ impl Drop for Server {
     }
 }
 
+/// The next batch, whatever events come first.
+pub(crate) fn next(engine: &mut FfnEngine, policy: Policy) -> Batch {
+    let began = std::time::Instant::now();
+    loop {
+        while engine.next_event().is_some() {}
+        if let Some(batch) = engine.next_batch(policy, PATIENCE).unwrap() {
+            return batch;
+        }
+        assert!(began.elapsed() < PATIENCE, "no batch");
+    }
+}
+
 pub(crate) fn answer(engine: &mut FfnEngine, mut batch: Batch) {
     let rank = engine.rank().unwrap() as u8;
     for segment in &mut batch.segments {

@@ -1,6 +1,6 @@
 //! The verbs of an engine: who owns a slot when, how long calls wait, how threads are named, pinned and ended.
 
-use crate::deployment::{Deployment, PATIENCE, PROVIDERS, answer, check, eventually, finish, send};
+use crate::deployment::{Deployment, PATIENCE, PROVIDERS, answer, check, eventually, finish, next, send};
 use std::time::{Duration, Instant};
 use stepmesh_mesh::threaded::AttentionEngine;
 use stepmesh_mesh::{MeshError, Policy, Request};
@@ -22,14 +22,14 @@ fn a_slot_has_one_owner_at_a_time() {
         let sent = send(&mut attention, 0, 0, 1).unwrap();
         assert!(blocks(&mut attention, 0), "while the request is under way");
         assert!(!attention.is_over(sent.ticket));
-        let batch = ffn.next_batch(Policy::All, PATIENCE).unwrap().unwrap();
+        let batch = next(&mut ffn, Policy::All);
         answer(&mut ffn, batch);
         let reply = attention.wait(sent.ticket, PATIENCE).unwrap();
         assert!(blocks(&mut attention, 0), "while the reply is held");
         assert!(attention.acquire(1).is_ok(), "another slot is free");
         // A reply may be read on another thread, and while other transfers go on.
         let other = send(&mut attention, 1, 0, 2).unwrap();
-        let batch = ffn.next_batch(Policy::All, PATIENCE).unwrap().unwrap();
+        let batch = next(&mut ffn, Policy::All);
         answer(&mut ffn, batch);
         finish(&mut attention, &other);
         std::thread::scope(|scope| scope.spawn(|| check(&sent, &reply)).join()).unwrap();
@@ -50,7 +50,7 @@ fn an_expired_wait_leaves_the_ticket_outstanding() {
         assert!(matches!(attention.wait(sent.ticket, timeout), Err(MeshError::Timeout(_))));
         assert!(began.elapsed() >= timeout);
     }
-    let batch = ffn.next_batch(Policy::All, PATIENCE).unwrap().unwrap();
+    let batch = next(&mut ffn, Policy::All);
     answer(&mut ffn, batch);
     finish(&mut attention, &sent);
 }
@@ -65,17 +65,24 @@ fn next_batch_keeps_to_its_policy_and_timeout() {
     let began = Instant::now();
     assert!(ffn.next_batch(Policy::Any, Duration::from_millis(30)).unwrap().is_none());
     assert!(began.elapsed() >= Duration::from_millis(30));
-    let first: Vec<_> = attention.iter_mut().map(|engine| send(engine, 0, 0, 1).unwrap()).collect();
-    let batch = ffn.next_batch(Policy::AtLeast(2), PATIENCE).unwrap().unwrap();
+    // Once both have taken part, either is waited for.
+    for engine in &mut attention {
+        let sent = send(engine, 0, 0, 1).unwrap();
+        let batch = next(&mut ffn, Policy::Any);
+        answer(&mut ffn, batch);
+        finish(engine, &sent);
+    }
+    let first: Vec<_> = attention.iter_mut().map(|engine| send(engine, 0, 1, 1).unwrap()).collect();
+    let batch = next(&mut ffn, Policy::AtLeast(2));
     assert_eq!(batch.segments.len(), 2);
     answer(&mut ffn, batch);
     for (engine, sent) in attention.iter_mut().zip(&first) {
         finish(engine, sent);
     }
-    let second = send(&mut attention[1], 0, 1, 1).unwrap();
+    let second = send(&mut attention[1], 0, 2, 1).unwrap();
     assert!(ffn.next_batch(Policy::All, Duration::from_millis(30)).unwrap().is_none(), "rank 0 can still reach it");
     let began = Instant::now();
-    let batch = ffn.next_batch(Policy::Deadline(Duration::from_millis(100)), PATIENCE).unwrap().unwrap();
+    let batch = next(&mut ffn, Policy::Deadline(Duration::from_millis(100)));
     assert_eq!(batch.segments[0].rank(), 1);
     assert!(began.elapsed() < PATIENCE / 2, "woken by the deadline, not by chance");
     answer(&mut ffn, batch);
@@ -162,11 +169,11 @@ fn dropping_an_engine_ends_its_thread_soon_whatever_is_under_way() {
         let (mut attention, mut ffn) = deployment.pair();
         let sent = send(&mut attention, 0, 0, 1).unwrap();
         let buffer = attention.acquire(1).unwrap();
-        let batch = ffn.next_batch(Policy::All, PATIENCE).unwrap().unwrap();
+        let batch = next(&mut ffn, Policy::All);
         answer(&mut ffn, batch);
         let reply = attention.wait(sent.ticket, PATIENCE).unwrap();
         send(&mut attention, 2, 0, 1).unwrap();
-        let held = ffn.next_batch(Policy::All, PATIENCE).unwrap().unwrap();
+        let held = next(&mut ffn, Policy::All);
         let began = Instant::now();
         drop(attention);
         drop(ffn);

@@ -1,6 +1,6 @@
 //! Cancelled tickets and lost peers over real transports.
 
-use crate::deployment::{Deployment, PATIENCE, PROVIDERS, Server, answer, eventually, finish, send};
+use crate::deployment::{Deployment, PATIENCE, PROVIDERS, Server, answer, eventually, finish, next, send};
 use std::time::Duration;
 use stepmesh_mesh::{MeshError, MeshEvent, Policy, Role, TicketFailure};
 
@@ -11,7 +11,7 @@ fn a_cancelled_slot_comes_back_and_the_late_reply_never_shows_in_it() {
         let (mut attention, mut ffn) = deployment.pair();
         for round in 0..3 {
             let given_up = send(&mut attention, 0, round, 1).unwrap();
-            let batch = ffn.next_batch(Policy::Any, PATIENCE).unwrap().unwrap();
+            let batch = next(&mut ffn, Policy::Any);
             attention.cancel(given_up.ticket).unwrap();
             if round == 0 {
                 let cancelled = attention.wait(given_up.ticket, PATIENCE);
@@ -21,12 +21,7 @@ fn a_cancelled_slot_comes_back_and_the_late_reply_never_shows_in_it() {
             std::thread::sleep(Duration::from_millis(20));
             answer(&mut ffn, batch);
             let sent = eventually(|| send(&mut attention, 0, round, 100));
-            let batch = loop {
-                while ffn.next_event().is_some() {}
-                if let Some(batch) = ffn.next_batch(Policy::Any, PATIENCE).unwrap() {
-                    break batch;
-                }
-            };
+            let batch = next(&mut ffn, Policy::Any);
             answer(&mut ffn, batch);
             finish(&mut attention, &sent);
         }
@@ -42,8 +37,7 @@ fn a_lost_ffn_instance_is_named_and_replaced() {
         let mut lost = deployment.ffn(1);
         attention.wait_complete(PATIENCE).unwrap();
         let sent = send(&mut attention, 1, 0, 1).unwrap();
-        while lost.next_event().is_some() {}
-        let held = lost.next_batch(Policy::All, PATIENCE).unwrap();
+        let held = next(&mut lost, Policy::All);
         drop(lost);
         let failed = attention.wait(sent.ticket, PATIENCE).map(|_| ());
         let Err(MeshError::Ticket(TicketFailure::PeerLost { peer, .. })) = failed else { panic!("{failed:?}") };

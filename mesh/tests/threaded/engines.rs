@@ -65,14 +65,21 @@ fn next_batch_keeps_to_its_policy_and_timeout() {
     let began = Instant::now();
     assert!(ffn.next_batch(Policy::Any, Duration::from_millis(30)).unwrap().is_none());
     assert!(began.elapsed() >= Duration::from_millis(30));
-    let first: Vec<_> = attention.iter_mut().map(|engine| send(engine, 0, 0, 1).unwrap()).collect();
+    for engine in &mut attention {
+        // A rank is waited for from its first request on.
+        let sent = send(engine, 0, 0, 1).unwrap();
+        let batch = ffn.next_batch(Policy::Any, PATIENCE).unwrap().unwrap();
+        answer(&mut ffn, batch);
+        finish(engine, &sent);
+    }
+    let first: Vec<_> = attention.iter_mut().map(|engine| send(engine, 0, 1, 1).unwrap()).collect();
     let batch = ffn.next_batch(Policy::AtLeast(2), PATIENCE).unwrap().unwrap();
     assert_eq!(batch.segments.len(), 2);
     answer(&mut ffn, batch);
     for (engine, sent) in attention.iter_mut().zip(&first) {
         finish(engine, sent);
     }
-    let second = send(&mut attention[1], 0, 1, 1).unwrap();
+    let second = send(&mut attention[1], 0, 2, 1).unwrap();
     assert!(ffn.next_batch(Policy::All, Duration::from_millis(30)).unwrap().is_none(), "rank 0 can still reach it");
     let began = Instant::now();
     let batch = ffn.next_batch(Policy::Deadline(Duration::from_millis(100)), PATIENCE).unwrap().unwrap();

@@ -56,10 +56,15 @@ fn at<T>(
     end: impl FnOnce(&AtomicBool) -> Result<T, BenchError>,
 ) -> Result<T, BenchError> {
     let _leaves = Leaves(over);
+    pin(cpu)?;
+    end(over)
+}
+
+/// Keeps the calling thread on one CPU.
+pub(crate) fn pin(cpu: usize) -> Result<(), BenchError> {
     let mut set = CpuSet::new();
     set.set(cpu);
-    sched_setaffinity(None, &set).map_err(BenchError::system("pinning a thread"))?;
-    end(over)
+    sched_setaffinity(None, &set).map_err(BenchError::system("pinning a thread"))
 }
 
 /// Tells the other end, also when this one panics.

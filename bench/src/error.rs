@@ -3,6 +3,8 @@
 use std::io;
 use stepmesh_mesh::MeshError;
 use stepmesh_mesh::scheduler::OptionsError;
+use stepmesh_model::ModelError;
+use stepmesh_pipeline::DaemonError;
 use stepmesh_transport::{Disconnect, PostError, TransportError};
 use thiserror::Error;
 
@@ -36,6 +38,15 @@ pub enum BenchError {
     /// A member failed.
     #[error(transparent)]
     Mesh(#[from] MeshError),
+    /// An executor failed.
+    #[error(transparent)]
+    Executor(#[from] DaemonError),
+    /// The stages' model could not be made.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A sequence did not come to its end.
+    #[error("a sequence was not decoded: {0}")]
+    Sequence(String),
     /// There is no such deployment.
     #[error(transparent)]
     Deployment(#[from] OptionsError),

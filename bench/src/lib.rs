@@ -12,6 +12,8 @@ mod timing;
 mod transfer;
 
 pub mod compare;
+pub mod page;
+pub mod pipeline;
 pub mod pushpull;
 pub mod transport;
 

@@ -69,6 +69,14 @@ fn a_measurement_that_cannot_be_made_is_refused_before_anything_starts() {
     assert_names(&bench(&["--provider", "shm", "--cpus", "0"]), &["--cpus", "comma"]);
     assert_names(&bench(&["--provider", "shm", "--cpus", "0,0"]), &["CPU 0", "two CPUs"]);
     assert_names(&bench(&["--provider", "shm", "--cpus", "0,99999"]), &["CPU 99999"]);
+    assert_names(&refused(&["bench", "pushpull", "--batch", "0"]), &["--batch"]);
+    assert_names(&refused(&["bench", "pushpull", "--batch", "1000000"]), &["1000000", "16384"]);
+    assert_names(&refused(&["bench", "pushpull", "--attention", "1000"]), &["--attention"]);
+    assert_names(&refused(&["bench", "pushpull", "--microbatches", "65"]), &["--microbatches", "64"]);
+    assert_names(&refused(&["bench", "pipeline", "--microbatches", "17"]), &["--microbatches"]);
+    assert_names(&refused(&["bench", "pipeline", "--attention-us", "0"]), &["--attention-us"]);
+    assert_names(&refused(&["bench", "report"]), &["FILE"]);
+    assert_names(&refused(&["bench", "report", "/no/such.json"]), &["/no/such.json"]);
     let nowhere = "/no/such/directory/file";
     assert_names(&bench(&["--provider", "shm", "--json", nowhere]), &[nowhere]);
 }

@@ -9,7 +9,7 @@
 //! whose latest group is below `g`; if that rank in turn is held back by another instance, it is at a group below
 //! `g`, waiting for a rank lower still, and so on down to a rank that nobody holds back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// When `next_batch` releases a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,7 +44,7 @@ struct Seat {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     order: u64,
-    since: Instant,
+    since_ns: u64,
     leaves: bool,
 }
 
@@ -78,13 +78,13 @@ impl Arrivals {
     }
 
     /// A request of `rank` has landed. With `leaves`, the rank will not be waited for after it.
-    pub(crate) fn arrived(&mut self, slot: u16, rank: usize, group: u32, leaves: bool, now: Instant) {
+    pub(crate) fn arrived(&mut self, slot: u16, rank: usize, group: u32, leaves: bool, now_ns: u64) {
         self.order += 1;
         let order = self.order;
         let seat = self.seat(slot, rank);
         seat.active = true;
         seat.latest = group;
-        seat.waiting = Some(Waiting { order, since: now, leaves });
+        seat.waiting = Some(Waiting { order, since_ns: now_ns, leaves });
         self.waiting += 1;
     }
 
@@ -117,17 +117,19 @@ impl Arrivals {
         self.seats(slot).iter().filter(|seat| seat.waiting.is_some() && seat.latest == group).count()
     }
 
-    fn is_ready(&self, slot: u16, group: u32, since: Instant, policy: Policy, now: Instant) -> bool {
+    fn is_ready(&self, slot: u16, group: u32, since_ns: u64, policy: Policy, now_ns: u64) -> bool {
         match policy {
             Policy::Any => true,
             Policy::All => !self.reachable(slot, group),
             Policy::AtLeast(count) => self.members(slot, group) >= count || !self.reachable(slot, group),
-            Policy::Deadline(limit) => !self.reachable(slot, group) || now.saturating_duration_since(since) >= limit,
+            Policy::Deadline(limit) => {
+                !self.reachable(slot, group) || u128::from(now_ns.saturating_sub(since_ns)) >= limit.as_nanos()
+            }
         }
     }
 
     /// Releases the oldest batch that the policy allows, and puts its ranks into `ranks`, ascending.
-    pub(crate) fn release(&mut self, policy: Policy, now: Instant, ranks: &mut Vec<usize>) -> Option<Released> {
+    pub(crate) fn release(&mut self, policy: Policy, now_ns: u64, ranks: &mut Vec<usize>) -> Option<Released> {
         ranks.clear();
         if self.waiting == 0 {
             return None;
@@ -137,7 +139,7 @@ impl Arrivals {
             let Some(waiting) = seat.waiting else { continue };
             let slot = (index / self.ranks) as u16;
             if oldest.is_none_or(|(order, _)| waiting.order < order)
-                && self.is_ready(slot, seat.latest, waiting.since, policy, now)
+                && self.is_ready(slot, seat.latest, waiting.since_ns, policy, now_ns)
             {
                 oldest = Some((waiting.order, Released { slot, group: seat.latest }));
             }
@@ -158,11 +160,24 @@ impl Arrivals {
         Some(released)
     }
 
-    /// When, with no further arrival, the policy will next release something; none if that needs an arrival.
-    pub(crate) fn next_release(&self, policy: Policy) -> Option<Instant> {
-        let Policy::Deadline(limit) = policy else { return None };
-        self.seats.iter().filter_map(|seat| seat.waiting).map(|waiting| waiting.since + limit).min()
+    /// Whether a request has arrived and was not handed out.
+    pub(crate) fn is_waited_on(&self) -> bool {
+        self.waiting > 0
     }
+
+    /// When, with no further arrival, the policy will next release something; none if that needs an arrival.
+    pub(crate) fn next_release_ns(&self, policy: Policy) -> Option<u64> {
+        let Policy::Deadline(limit) = policy else { return None };
+        self.seats
+            .iter()
+            .filter_map(|seat| seat.waiting)
+            .map(|waiting| waiting.since_ns.saturating_add(saturated_ns(limit)))
+            .min()
+    }
+}
+
+fn saturated_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -172,21 +187,21 @@ mod tests {
 
     struct Room {
         arrivals: Arrivals,
-        now: Instant,
+        now_ns: u64,
     }
 
     impl Room {
         fn new(ranks: usize) -> Self {
-            Self { arrivals: Arrivals::new(3, ranks), now: Instant::now() }
+            Self { arrivals: Arrivals::new(3, ranks), now_ns: 1_000_000 }
         }
 
         fn arrive(&mut self, slot: u16, rank: usize, group: u32) {
-            self.arrivals.arrived(slot, rank, group, false, self.now);
+            self.arrivals.arrived(slot, rank, group, false, self.now_ns);
         }
 
         fn release(&mut self, policy: Policy) -> Option<(u16, u32, Vec<usize>)> {
             let mut ranks = Vec::new();
-            let released = self.arrivals.release(policy, self.now, &mut ranks)?;
+            let released = self.arrivals.release(policy, self.now_ns, &mut ranks)?;
             Some((released.slot, released.group, ranks))
         }
 
@@ -230,7 +245,7 @@ mod tests {
     fn a_rank_that_leaves_with_a_request_is_answered_and_then_not_waited_for() {
         let mut room = Room::new(2);
         room.warm_up(2);
-        room.arrivals.arrived(0, 1, 1, true, room.now);
+        room.arrivals.arrived(0, 1, 1, true, room.now_ns);
         room.arrive(0, 0, 1);
         assert_eq!(room.release(Policy::All), Some((0, 1, vec![0, 1])));
         room.answer(0, &[0, 1]);
@@ -267,14 +282,14 @@ mod tests {
         assert_eq!(room.release(Policy::AtLeast(2)), None);
         assert_eq!(room.release(Policy::Deadline(Duration::from_millis(1))), None);
         assert_eq!(
-            room.arrivals.next_release(Policy::Deadline(Duration::from_millis(1))),
-            Some(room.now + Duration::from_millis(1))
+            room.arrivals.next_release_ns(Policy::Deadline(Duration::from_millis(1))),
+            Some(room.now_ns + 1_000_000)
         );
         room.arrive(0, 2, 1);
         assert_eq!(room.release(Policy::AtLeast(2)), Some((0, 1, vec![1, 2])));
         room.answer(0, &[1, 2]);
         room.arrive(0, 0, 1);
-        room.now += Duration::from_millis(1);
+        room.now_ns += 1_000_000;
         assert_eq!(room.release(Policy::Deadline(Duration::from_millis(1))), Some((0, 1, vec![0])));
         room.answer(0, &[0]);
         room.arrive(0, 0, 7);

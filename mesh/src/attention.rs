@@ -29,15 +29,20 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// The header of this request, its parts placed; without what only the mesh knows.
     pub(crate) fn header(&self, layout: &SlotLayout) -> Result<Header, MeshError> {
+        let mut header = Header::default();
+        self.write(layout, &mut header)?;
+        Ok(header)
+    }
+
+    /// As [`Request::header`], into a fresh header.
+    fn write(&self, layout: &SlotLayout, header: &mut Header) -> Result<(), MeshError> {
         if self.group == NO_GROUP {
             return Err(MeshError::Transfer(format!("group {NO_GROUP} is reserved")));
         }
-        let mut header = Header::default();
         header.group = self.group;
         header.app = self.app;
         header.flags = if self.leave { Flags::LEAVE } else { Flags::NONE };
-        layout.place(Direction::A2F, self.parts, &mut header)?;
-        Ok(header)
+        layout.place(Direction::A2F, self.parts, header)
     }
 }
 
@@ -197,7 +202,7 @@ impl AttentionMesh {
     fn land(&mut self, arrival: Arrival) {
         let Some(link) = self.member.links[arrival.rank].as_ref() else { return };
         let Some(region) = link.inbox.clone() else { return };
-        let header = arrival.header;
+        let header = *link.landed(arrival.slot);
         let failure = header.flags.has(Flags::FAILED).then(|| TicketFailure::PeerFailed {
             peer: link.peer.clone(),
             reason: String::from_utf8_lossy(&header.app).trim_end_matches('\0').to_owned(),
@@ -249,12 +254,13 @@ impl AttentionMesh {
         if !buffer.is_of(&self.filling) {
             return Err(MeshError::Transfer("the send buffer is another mesh's".into()));
         }
-        let header = request.header(&self.member.options.layout)?;
-        self.push(buffer, header)
+        let mut header = Header::default();
+        request.write(&self.member.options.layout, &mut header)?;
+        self.push(buffer, &mut header)
     }
 
     /// As [`AttentionMesh::push_pull`], with a request's header; the buffer is this mesh's.
-    pub(crate) fn push(&mut self, buffer: SendBuffer, header: Header) -> Result<Ticket, MeshError> {
+    pub(crate) fn push(&mut self, buffer: SendBuffer, header: &mut Header) -> Result<Ticket, MeshError> {
         self.check_linked()?;
         let ticket = self.tickets.begin(buffer.slot);
         self.post(buffer.slot, header);
@@ -273,11 +279,11 @@ impl AttentionMesh {
         let mut header = Header::default();
         header.group = NO_GROUP;
         header.flags = Flags::LEAVE;
-        self.post(microbatch, header);
+        self.post(microbatch, &mut header);
         Ok(())
     }
 
-    fn post(&mut self, slot: u16, mut header: Header) {
+    fn post(&mut self, slot: u16, header: &mut Header) {
         header.slot = slot;
         header.source = self.member.rank.unwrap_or_default() as u16;
         let requested_ns = self.member.clock.now_ns();

@@ -9,15 +9,15 @@ use crate::member::{Arrival, Member, MemberOptions};
 use crate::{MeshError, MeshEvent, Role};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stepmesh_proto::{Flags, Header, MAX_PARTS, Part, Stamps, control::from_member};
+use stepmesh_proto::{Flags, Header, Part, Stamps, control::from_member};
 use stepmesh_transport::{Clock, Device, Region, Waker};
 
 /// An FFN instance in the mesh. Owned and driven by one thread: every call makes progress.
 pub struct FfnMesh {
     pub(crate) member: Member,
     arrivals: Arrivals,
-    /// The request that waits in each (slot, rank).
-    requests: Vec<Option<Arrival>>,
+    /// When the request that waits in each (slot, rank) was received.
+    requests: Vec<Option<u64>>,
     released: Vec<usize>,
     /// For the segments of batches to come.
     spare: Vec<Vec<Segment>>,
@@ -35,8 +35,7 @@ pub struct Segment {
     input_start: usize,
     output: Region,
     output_start: usize,
-    reply: [Part; MAX_PARTS],
-    reply_parts: usize,
+    reply: Header,
     failure: Option<[u8; 16]>,
     // Last, so that the fence is complete only when the regions above are gone.
     in_use: Arc<InUse>,
@@ -94,11 +93,7 @@ impl Segment {
 
     /// Says which reply parts are in use. Offsets are filled in by the mesh.
     pub fn set_reply(&mut self, parts: &[Part]) -> Result<(), MeshError> {
-        let mut header = Header::default();
-        self.layout.place(Direction::F2A, parts, &mut header)?;
-        self.reply_parts = header.parts().len();
-        self.reply[..self.reply_parts].copy_from_slice(header.parts());
-        Ok(())
+        self.layout.place(Direction::F2A, parts, &mut self.reply)
     }
 
     /// Answers that this segment could not be processed; at most 16 bytes of the reason travel.
@@ -226,7 +221,9 @@ impl FfnMesh {
 
     /// When, with no further arrival, the policy will next release something.
     pub(crate) fn next_release(&self, policy: Policy) -> Option<Instant> {
-        self.arrivals.next_release(policy)
+        let release_ns = self.arrivals.next_release_ns(policy)?;
+        let clock = &self.member.clock;
+        clock.now().checked_add(Duration::from_nanos(release_ns.saturating_sub(clock.now_ns())))
     }
 
     /// Makes progress without blocking.
@@ -255,48 +252,49 @@ impl FfnMesh {
     }
 
     fn receive(&mut self, arrival: Arrival) {
-        let (slot, rank) = (arrival.header.slot, arrival.rank);
-        if self.member.links[rank].is_none() {
-            return;
-        }
+        let Arrival { rank, slot, received_ns } = arrival;
+        let Some(link) = &self.member.links[rank] else { return };
+        let (group, flags) = (link.landed(slot).group, link.landed(slot).flags);
         if !self.arrivals.is_free(slot, rank) {
             self.member.fence(rank, format!("a request for microbatch {slot} before the reply to its last one"));
             return;
         }
-        let leaves = arrival.header.flags.has(Flags::LEAVE);
-        if leaves && arrival.header.group == NO_GROUP {
-            self.arrivals.left(slot, rank);
+        let leaves = flags.has(Flags::LEAVE);
+        if leaves && group == NO_GROUP {
+            let mut reply = Header::default();
+            answer(&mut reply, link.landed(slot), self.member.rank);
             let now_ns = self.member.clock.now_ns();
-            let reply = reply_header(&arrival.header, self.member.rank, arrival.received_ns, now_ns, now_ns);
-            if let Err(error) = self.member.send(rank, reply) {
+            reply.stamps = stamps(received_ns, now_ns, now_ns);
+            self.arrivals.left(slot, rank);
+            if let Err(error) = self.member.send(rank, &mut reply) {
                 self.member.fence(rank, error.to_string());
             }
             return;
         }
-        let now = self.member.clock.now();
-        self.arrivals.arrived(slot, rank, arrival.header.group, leaves, now);
-        self.requests[usize::from(slot) * self.member.peers + rank] = Some(arrival);
+        self.arrivals.arrived(slot, rank, group, leaves, received_ns);
+        self.requests[usize::from(slot) * self.member.peers + rank] = Some(received_ns);
     }
 
     /// The oldest batch that the policy allows now, if there is one. Makes no progress by itself.
     pub fn try_next_batch(&mut self, policy: Policy) -> Option<Batch> {
-        let now = self.member.clock.now();
-        let released = self.arrivals.release(policy, now, &mut self.released)?;
-        let handed_out_ns = self.member.clock.now_ns();
+        if !self.arrivals.is_waited_on() {
+            return None;
+        }
+        let now_ns = self.member.clock.now_ns();
+        let released = self.arrivals.release(policy, now_ns, &mut self.released)?;
         let mut segments = self.spare.pop().unwrap_or_default();
         for &rank in &self.released {
             let request = self.requests[usize::from(released.slot) * self.member.peers + rank].take();
-            if let Some(segment) = request.and_then(|request| self.segment(request, handed_out_ns)) {
+            if let Some(segment) = request.and_then(|received| self.segment(released.slot, rank, [received, now_ns])) {
                 segments.push(segment);
             }
         }
         Some(Batch { microbatch: released.slot, group: released.group, segments })
     }
 
-    fn segment(&self, request: Arrival, handed_out_ns: u64) -> Option<Segment> {
+    fn segment(&self, slot: u16, rank: usize, [received_ns, handed_out_ns]: [u64; 2]) -> Option<Segment> {
         let layout = &self.member.options.layout;
-        let slot = request.header.slot;
-        let link = self.member.links[request.rank].as_ref()?;
+        let link = self.member.links[rank].as_ref()?;
         let (input, input_headers) = match &link.peer_outbox {
             Some(mapped) => (mapped.clone(), 0),
             None => (link.inbox.clone()?, layout.headers_bytes()),
@@ -308,17 +306,16 @@ impl FfnMesh {
             (None, None) => return None,
         };
         Some(Segment {
-            rank: request.rank,
-            header: request.header,
-            received_ns: request.received_ns,
+            rank,
+            header: *link.landed(slot),
+            received_ns,
             handed_out_ns,
             layout: layout.clone(),
             input,
             input_start: input_headers + layout.slot_offset(Direction::A2F, slot),
             output,
             output_start: output_headers + layout.slot_offset(Direction::F2A, slot),
-            reply: [Part::default(); MAX_PARTS],
-            reply_parts: 0,
+            reply: Header::default(),
             failure: None,
             in_use: link.in_use.clone(),
         })
@@ -343,25 +340,27 @@ impl FfnMesh {
     /// Sends every segment's reply. Segments whose attention instance is gone are dropped: its loss is an event.
     pub fn respond(&mut self, mut batch: Batch) -> Result<(), MeshError> {
         let now_ns = self.member.clock.now_ns();
-        for segment in batch.segments.drain(..) {
+        for segment in &mut batch.segments {
             let link = self.member.links.get(segment.rank).and_then(Option::as_ref);
             if !link.is_some_and(|link| Arc::ptr_eq(&link.in_use, &segment.in_use)) {
                 continue;
             }
             self.arrivals.answered(segment.header.slot, segment.rank);
-            let mut reply =
-                reply_header(&segment.header, self.member.rank, segment.received_ns, segment.handed_out_ns, now_ns);
+            if segment.failure.is_some() {
+                segment.reply = Header::default();
+            }
+            let reply = &mut segment.reply;
+            answer(reply, &segment.header, self.member.rank);
+            reply.stamps = stamps(segment.received_ns, segment.handed_out_ns, now_ns);
             if let Some(reason) = segment.failure {
                 reply.flags = reply.flags.with(Flags::FAILED);
                 reply.app = reason;
-            } else {
-                let parts = &segment.reply[..segment.reply_parts];
-                reply.set_parts(parts).map_err(|error| MeshError::Transfer(error.to_string()))?;
             }
             if let Err(error) = self.member.send(segment.rank, reply) {
                 self.member.fence(segment.rank, error.to_string());
             }
         }
+        batch.segments.clear();
         self.spare.push(batch.segments);
         Ok(())
     }
@@ -390,15 +389,16 @@ impl FfnMesh {
     }
 }
 
-fn reply_header(request: &Header, rank: Option<u32>, received_ns: u64, handed_out_ns: u64, now_ns: u64) -> Header {
+/// Makes `reply` the answer to a request; its parts are as they are.
+fn answer(reply: &mut Header, request: &Header, rank: Option<u32>) {
+    reply.slot = request.slot;
+    reply.source = rank.unwrap_or_default() as u16;
+    reply.flags = Flags::REPLY;
+    reply.group = request.group;
+    reply.app = request.app;
+}
+
+fn stamps(received_ns: u64, handed_out_ns: u64, now_ns: u64) -> Stamps {
     let since = |at_ns: u64| u32::try_from(at_ns.saturating_sub(received_ns)).unwrap_or(u32::MAX);
-    let mut header = Header::default();
-    header.slot = request.slot;
-    header.source = rank.unwrap_or_default() as u16;
-    header.flags = Flags::REPLY;
-    header.group = request.group;
-    header.app = request.app;
-    header.stamps =
-        Stamps { posted_ns: now_ns, received_ns, process_ns: since(handed_out_ns), respond_ns: since(now_ns) };
-    header
+    Stamps { posted_ns: now_ns, received_ns, process_ns: since(handed_out_ns), respond_ns: since(now_ns) }
 }

@@ -169,15 +169,10 @@ impl SlotLayout {
 
     /// Puts each part at its offset; refuses what does not fit.
     pub fn place(&self, direction: Direction, parts: &[Part], header: &mut Header) -> Result<(), MeshError> {
-        let mut placed = [Part::default(); MAX_PARTS];
-        let count = parts.len();
-        if count > MAX_PARTS {
-            return Err(MeshError::Transfer(format!("{count} parts: a transfer carries at most {MAX_PARTS}")));
+        header.set_parts(parts).map_err(|error| MeshError::Transfer(error.to_string()))?;
+        for (index, part) in header.parts_mut().iter_mut().enumerate() {
+            part.offset = self.part_offset(direction, index).unwrap_or_default() as u32;
         }
-        for (index, (to, from)) in placed.iter_mut().zip(parts).enumerate() {
-            *to = Part { offset: self.part_offset(direction, index).unwrap_or_default() as u32, ..*from };
-        }
-        header.set_parts(&placed[..count]).map_err(|error| MeshError::Transfer(error.to_string()))?;
         self.check(direction, header)
     }
 

@@ -6,11 +6,11 @@ use crate::{MemberOptions, MeshError, Peer};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
-use stepmesh_proto::{HEADER_MAX_BYTES, Header, Immediate};
+use stepmesh_proto::{HEADER_MAX_BYTES, Header, Immediate, MAX_PARTS, Part};
 use stepmesh_transport::{Descriptor, Endpoint, LinkId, Op, PostError, Region, Remote, RemoteRegion, Source, Work};
 
 /// A lane's stripe touches every part at most once; then comes the closing write.
-const CHAIN: usize = stepmesh_proto::MAX_PARTS + 1;
+const CHAIN: usize = MAX_PARTS + 1;
 
 /// How far a link has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ struct Outgoing {
     sequence: u16,
     header: [u8; HEADER_MAX_BYTES],
     header_bytes: usize,
+    /// What of the payload is to be written; empty where the peer reads it in place.
+    parts: [Part; MAX_PARTS],
     lanes: u8,
     posted: u8,
 }
@@ -62,6 +64,8 @@ pub(crate) struct Link {
     /// Immediates that came before the peer's grants could be taken up.
     pub(crate) early: Vec<u32>,
     counters: Vec<ImmediateCounter>,
+    /// The header of each slot's latest transfer that has landed whole.
+    landed: Vec<Header>,
     outgoing: Vec<Outgoing>,
     backlog: VecDeque<u16>,
 }
@@ -69,7 +73,14 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(peer: Peer, incarnation: u32, id: LinkId, options: &MemberOptions, deadline: Instant) -> Self {
         let slots = usize::from(options.layout.microbatches());
-        let outgoing = Outgoing { sequence: 0, header: [0; HEADER_MAX_BYTES], header_bytes: 0, lanes: 0, posted: 0 };
+        let outgoing = Outgoing {
+            sequence: 0,
+            header: [0; HEADER_MAX_BYTES],
+            header_bytes: 0,
+            parts: [Part::default(); MAX_PARTS],
+            lanes: 0,
+            posted: 0,
+        };
         Self {
             peer,
             incarnation,
@@ -86,6 +97,7 @@ impl Link {
             outbox: None,
             early: Vec::new(),
             counters: vec![ImmediateCounter::default(); slots],
+            landed: vec![Header::default(); slots],
             outgoing: vec![outgoing; slots],
             backlog: VecDeque::with_capacity(slots),
         }
@@ -96,20 +108,27 @@ impl Link {
     }
 
     /// Reads the header that landed for `slot`: copied out once, then checked.
-    pub(crate) fn landed_header(&self, slot: u16) -> Result<Header, String> {
+    pub(crate) fn read_header(&mut self, slot: u16) -> Result<&Header, String> {
         let inbox = self.inbox.as_ref().ok_or("nothing was granted")?;
         let mut bytes = [0; HEADER_MAX_BYTES];
         inbox.read(usize::from(slot) * HEADER_MAX_BYTES, &mut bytes).map_err(|error| error.to_string())?;
-        Header::decode(&bytes).map_err(|error| error.to_string())
+        let header = &mut self.landed[usize::from(slot)];
+        header.read(&bytes).map_err(|error| error.to_string())?;
+        Ok(header)
     }
 
-    /// Readies `slot`'s next transfer and posts as much as the lanes take; the rest goes out in [`Link::flush`].
+    /// The header of the transfer that has landed for `slot`.
+    pub(crate) fn landed(&self, slot: u16) -> &Header {
+        &self.landed[usize::from(slot)]
+    }
+
+    /// Readies the header's slot's next transfer and posts as much as the lanes take; the rest goes out in [`Link::flush`].
     pub(crate) fn send(
         &mut self,
         endpoint: &mut dyn Endpoint,
         layout: &SlotLayout,
         direction: Direction,
-        mut header: Header,
+        header: &mut Header,
     ) -> Result<(), MeshError> {
         let slot = header.slot;
         let outgoing = self
@@ -120,8 +139,15 @@ impl Link {
         header.incarnation = self.incarnation;
         header.sequence = outgoing.sequence;
         outgoing.header_bytes = header.encode(&mut outgoing.header);
-        let payload = if self.outbox.is_some() { payload_bytes(&header) } else { 0 };
-        outgoing.lanes = if payload > 0 && payload >= self.stripe_bytes { self.lanes } else { 1 };
+        outgoing.lanes = 1;
+        if self.outbox.is_some() {
+            outgoing.parts = [Part::default(); MAX_PARTS];
+            outgoing.parts[..header.parts().len()].copy_from_slice(header.parts());
+            let payload = payload_bytes(&outgoing.parts);
+            if payload > 0 && payload >= self.stripe_bytes {
+                outgoing.lanes = self.lanes;
+            }
+        }
         outgoing.posted = 0;
         self.backlog.push_back(slot);
         self.flush(endpoint, layout, direction)
@@ -157,7 +183,6 @@ impl Link {
     ) -> Result<bool, MeshError> {
         let Some(inbox) = &self.peer_inbox else { return Ok(true) };
         let outgoing = &mut self.outgoing[usize::from(slot)];
-        let header = Header::decode(&outgoing.header).map_err(|error| MeshError::Transfer(error.to_string()))?;
         let payload = self.outbox.as_ref().map(|region| Payload {
             region,
             local: layout.slot_offset(direction, slot),
@@ -180,11 +205,16 @@ impl Link {
                 },
                 signal: None,
             };
-            let mut chain = [closing; CHAIN];
-            let stripes =
-                payload.as_ref().map_or(0, |payload| payload.stripe(&header, lane, outgoing.lanes, inbox, &mut chain));
-            chain[stripes] = closing;
-            match endpoint.post(self.id, lane, &chain[..=stripes]) {
+            let posted = match &payload {
+                None => endpoint.post(self.id, lane, &[closing]),
+                Some(payload) => {
+                    let mut chain = [closing; CHAIN];
+                    let stripes = payload.stripe(&outgoing.parts, lane, outgoing.lanes, inbox, &mut chain);
+                    chain[stripes] = closing;
+                    endpoint.post(self.id, lane, &chain[..=stripes])
+                }
+            };
+            match posted {
                 Ok(()) => outgoing.posted += 1,
                 Err(PostError::WouldBlock) => return Ok(false),
                 // The link has ended; its completion is on the way and says why.
@@ -196,8 +226,8 @@ impl Link {
     }
 }
 
-fn payload_bytes(header: &Header) -> usize {
-    header.parts().iter().map(|part| part.bytes() as usize).sum()
+fn payload_bytes(parts: &[Part]) -> usize {
+    parts.iter().map(|part| part.bytes() as usize).sum()
 }
 
 /// Where a slot's payload is written from and to.
@@ -211,17 +241,17 @@ impl<'a> Payload<'a> {
     /// Fills `chain` with the writes of one lane's share, an equal stretch of the parts' concatenation; returns how many.
     fn stripe(
         &self,
-        header: &Header,
+        parts: &[Part],
         lane: u8,
         lanes: u8,
         inbox: &'a RemoteRegion,
         chain: &mut [Work<'a>; CHAIN],
     ) -> usize {
-        let share = payload_bytes(header).div_ceil(usize::from(lanes)).next_multiple_of(64);
+        let share = payload_bytes(parts).div_ceil(usize::from(lanes)).next_multiple_of(64);
         let (first, last) = (usize::from(lane) * share, (usize::from(lane) + 1) * share);
         let mut start = 0;
         let mut count = 0;
-        for part in header.parts() {
+        for part in parts {
             let end = start + part.bytes() as usize;
             let (from, to) = (first.max(start), last.min(end));
             if from < to {

@@ -54,11 +54,12 @@ impl MemberOptions {
     }
 }
 
-/// A transfer that has landed whole, from a peer whose link is up, and fits the layout.
+/// A transfer that has landed whole, from a peer whose link is up, and fits the layout. Its header is the link's
+/// [`Link::landed`] until the slot is answered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
     pub(crate) rank: usize,
-    pub(crate) header: Header,
+    pub(crate) slot: u16,
     pub(crate) received_ns: u64,
 }
 
@@ -355,7 +356,6 @@ impl Member {
     }
 
     fn handle_immediate(&mut self, rank: usize, bits: u32) {
-        let received_ns = self.clock.now_ns();
         let receives = self.receives();
         let Some(link) = self.links[rank].as_mut() else { return };
         if link.stage == Stage::Granting {
@@ -370,14 +370,14 @@ impl Member {
             return;
         }
         match accept(link, &self.options.layout, receives, bits) {
-            Ok(Some(header)) => self.arrivals.push(Arrival { rank, header, received_ns }),
+            Ok(Some(slot)) => self.arrivals.push(Arrival { rank, slot, received_ns: self.clock.now_ns() }),
             Ok(None) => {}
             Err(reason) => self.fence(rank, format!("the peer broke the protocol: {reason}")),
         }
     }
 
     /// Posts a transfer to one peer.
-    pub(crate) fn send(&mut self, rank: usize, header: Header) -> Result<(), MeshError> {
+    pub(crate) fn send(&mut self, rank: usize, header: &mut Header) -> Result<(), MeshError> {
         let direction = self.sends();
         let Some(link) = self.links[rank].as_mut() else { return Ok(()) };
         link.send(self.endpoint.as_mut(), &self.options.layout, direction, header)
@@ -391,8 +391,8 @@ impl Member {
     }
 }
 
-/// Counts an immediate; when it completes a transfer, reads the header and checks all that a peer can get wrong.
-fn accept(link: &mut Link, layout: &SlotLayout, direction: Direction, bits: u32) -> Result<Option<Header>, String> {
+/// Counts an immediate; when it completes a slot's transfer, reads the header and checks all that a peer can get wrong.
+fn accept(link: &mut Link, layout: &SlotLayout, direction: Direction, bits: u32) -> Result<Option<u16>, String> {
     let immediate = Immediate::decode(bits).map_err(|error| error.to_string())?;
     let counter = link.counter(immediate.slot);
     let counter = counter.ok_or_else(|| format!("slot {} of {}", immediate.slot, layout.microbatches()))?;
@@ -401,11 +401,12 @@ fn accept(link: &mut Link, layout: &SlotLayout, direction: Direction, bits: u32)
         Counted::Violation => return Err(format!("{immediate:?} is not the next of its slot")),
         Counted::Complete => {}
     }
-    let header = link.landed_header(immediate.slot)?;
-    let same = header.incarnation == link.incarnation
+    let (incarnation, source) = (link.incarnation, link.peer.rank);
+    let header = link.read_header(immediate.slot)?;
+    let same = header.incarnation == incarnation
         && header.slot == immediate.slot
         && header.sequence == immediate.sequence
-        && u32::from(header.source) == link.peer.rank
+        && u32::from(header.source) == source
         && header.flags.has(Flags::REPLY) == (direction == Direction::F2A);
     if !same {
         return Err(format!(
@@ -413,6 +414,6 @@ fn accept(link: &mut Link, layout: &SlotLayout, direction: Direction, bits: u32)
             immediate.slot, header.incarnation, header.slot, header.sequence, header.source
         ));
     }
-    layout.check(direction, &header).map_err(|error| error.to_string())?;
-    Ok(Some(header))
+    layout.check(direction, header).map_err(|error| error.to_string())?;
+    Ok(Some(immediate.slot))
 }

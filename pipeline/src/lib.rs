@@ -12,6 +12,7 @@ mod figures;
 mod layout;
 mod microbatch;
 mod options;
+mod schedule;
 mod sequence;
 
 pub use attention::AttentionExecutor;
@@ -20,6 +21,7 @@ pub use error::DaemonError;
 pub use ffn::FfnExecutor;
 pub use layout::{StageTag, slot_layout, wire_dtype, workload};
 pub use options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown};
+pub use schedule::{Bound, Overhead, Stages};
 
 /// What a call of an executor did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -122,6 +122,7 @@ pub struct Part {
 
 impl Part {
     /// Bytes in use.
+    #[inline]
     pub fn bytes(&self) -> u64 {
         u64::from(self.rows) * u64::from(self.row_bytes)
     }
@@ -149,6 +150,7 @@ impl Flags {
     }
 
     /// Whether every flag of `other` is set.
+    #[inline]
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
@@ -234,22 +236,32 @@ pub enum HeaderError {
 
 impl Header {
     /// The parts in use.
+    #[inline]
     pub fn parts(&self) -> &[Part] {
         &self.parts[..usize::from(self.part_count)]
     }
 
     /// Replaces the parts.
+    #[inline]
     pub fn set_parts(&mut self, parts: &[Part]) -> Result<(), HeaderError> {
         if parts.len() > MAX_PARTS {
             return Err(HeaderError::Parts(parts.len()));
         }
-        self.parts = [Part::default(); MAX_PARTS];
-        self.parts[..parts.len()].copy_from_slice(parts);
+        let (used, unused) = self.parts.split_at_mut(parts.len());
+        used.copy_from_slice(parts);
+        unused.fill(Part::default());
         self.part_count = parts.len() as u8;
         Ok(())
     }
 
+    /// The parts in use, to change.
+    #[inline]
+    pub fn parts_mut(&mut self) -> &mut [Part] {
+        &mut self.parts[..usize::from(self.part_count)]
+    }
+
     /// Bytes that [`Header::encode`] writes.
+    #[inline]
     pub fn encoded_bytes(&self) -> usize {
         HEADER_FIXED_BYTES + usize::from(self.part_count) * PART_BYTES
     }
@@ -287,6 +299,13 @@ impl Header {
     /// Reads a header from the front of `bytes`, which a hostile peer may have written. Only the header's own
     /// consistency is checked here; whether the parts fit their slot is the mesh's question.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let mut header = Self::default();
+        header.read(bytes)?;
+        Ok(header)
+    }
+
+    /// As [`Header::decode`], in place. After an error the header is worth nothing.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<(), HeaderError> {
         let short = |needed| HeaderError::Short { needed, given: bytes.len() };
         let fixed: &[u8; HEADER_FIXED_BYTES] = bytes.first_chunk().ok_or(short(HEADER_FIXED_BYTES))?;
         if fixed[0..2] != MAGIC {
@@ -302,9 +321,9 @@ impl Header {
         let length = HEADER_FIXED_BYTES + usize::from(part_count) * PART_BYTES;
         let whole = bytes.get(..length).ok_or(short(length))?;
         let found = le_u32(fixed, CHECKSUM.start);
-        let before = crc32c::crc32c(&whole[..CHECKSUM.start]);
-        let zeroed = crc32c::crc32c_append(before, &[0; 4]);
-        let expected = crc32c::crc32c_append(zeroed, &whole[CHECKSUM.end..]);
+        let mut zeroed = *fixed;
+        zeroed[CHECKSUM].fill(0);
+        let expected = crc32c::crc32c_append(crc32c::crc32c(&zeroed), &whole[HEADER_FIXED_BYTES..]);
         if found != expected {
             return Err(HeaderError::Checksum { found, expected });
         }
@@ -312,47 +331,52 @@ impl Header {
         if flags & !Flags::KNOWN != 0 {
             return Err(HeaderError::Flags(flags));
         }
-        let mut header = Self {
-            incarnation: le_u32(fixed, 8),
-            slot: le_u16(fixed, 6),
-            sequence: le_u16(fixed, 12),
-            source: le_u16(fixed, 14),
-            flags: Flags(flags),
-            group: le_u32(fixed, 16),
-            stamps: Stamps {
-                posted_ns: le_u64(fixed, 40),
-                received_ns: le_u64(fixed, 48),
-                process_ns: le_u32(fixed, 56),
-                respond_ns: le_u32(fixed, 60),
-            },
-            part_count,
-            ..Self::default()
+        self.incarnation = le_u32(fixed, 8);
+        self.slot = le_u16(fixed, 6);
+        self.sequence = le_u16(fixed, 12);
+        self.source = le_u16(fixed, 14);
+        self.flags = Flags(flags);
+        self.group = le_u32(fixed, 16);
+        self.app.copy_from_slice(&fixed[24..40]);
+        self.stamps = Stamps {
+            posted_ns: le_u64(fixed, 40),
+            received_ns: le_u64(fixed, 48),
+            process_ns: le_u32(fixed, 56),
+            respond_ns: le_u32(fixed, 60),
         };
-        header.app.copy_from_slice(&fixed[24..40]);
-        for (index, raw) in whole[HEADER_FIXED_BYTES..].chunks_exact(PART_BYTES).enumerate() {
-            let dtype = Dtype::from_code(raw[8]).ok_or(HeaderError::Dtype { part: index, code: raw[8] })?;
-            header.parts[index] = Part {
+        let (used, unused) = self.parts.split_at_mut(usize::from(part_count));
+        for (index, (part, raw)) in
+            used.iter_mut().zip(whole[HEADER_FIXED_BYTES..].chunks_exact(PART_BYTES)).enumerate()
+        {
+            *part = Part {
                 key: le_u64(raw, 0),
-                dtype,
+                dtype: Dtype::from_code(raw[8]).ok_or(HeaderError::Dtype { part: index, code: raw[8] })?,
                 rows: le_u32(raw, 12),
                 row_bytes: le_u32(raw, 16),
                 offset: le_u32(raw, 20),
             };
         }
-        Ok(header)
+        unused.fill(Part::default());
+        self.part_count = part_count;
+        Ok(())
     }
 }
 
+#[inline]
 fn le_u16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
+#[inline]
 fn le_u32(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 fn le_u64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le_u32(bytes, at)) | u64::from(le_u32(bytes, at + 4)) << 32
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ pub enum ImmediateError {
 
 impl Immediate {
     /// Packs the four fields.
+    #[inline]
     pub fn encode(self) -> Result<u32, ImmediateError> {
         if self.slot >= MAX_SLOTS {
             return Err(ImmediateError::Slot(self.slot));
@@ -59,6 +60,7 @@ impl Immediate {
     }
 
     /// Unpacks what a peer sent; only a lane outside its own transfer is impossible.
+    #[inline]
     pub fn decode(bits: u32) -> Result<Self, ImmediateError> {
         let immediate = Self {
             slot: (bits >> 22) as u16,

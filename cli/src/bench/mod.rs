@@ -1,7 +1,9 @@
 //! `stepmesh bench`: the latency suite.
 
 mod common;
+mod pipeline;
 mod pushpull;
+mod report;
 mod screen;
 mod sizes;
 mod transport;
@@ -20,11 +22,22 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:  stepmesh bench pushpull --json pushpull.json\n\
                                   \x20          stepmesh bench pushpull --provider tcp --batch 128 --microbatches 3 --ffn-us 250")]
     Pushpull(pushpull::PushPullArguments),
+    /// The three-stage pipeline with stages that only take their time, next to what the times allow
+    #[command(after_help = "Examples:  stepmesh bench pipeline --json pipeline.json\n\
+                                  \x20          stepmesh bench pipeline --attention-us 250 --ffn-us 250 --wire-us 272")]
+    Pipeline(pipeline::PipelineArguments),
+    /// Results files as tables, as one HTML page with plots, and what has moved since others
+    #[command(
+        after_help = "Example:  stepmesh bench report shm.json pushpull.json --html bench.html --baseline old.json"
+    )]
+    Report(report::ReportArguments),
 }
 
 pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
     match command {
         BenchCommand::Transport(arguments) => transport::run(&arguments),
         BenchCommand::Pushpull(arguments) => pushpull::run(&arguments),
+        BenchCommand::Pipeline(arguments) => pipeline::run(&arguments),
+        BenchCommand::Report(arguments) => report::run(&arguments),
     }
 }

@@ -30,7 +30,7 @@ impl OutputFile {
     }
 
     /// Replaces the contents.
-    fn write(mut self, bytes: &[u8]) -> Result<(), CliError> {
+    pub(crate) fn write(mut self, bytes: &[u8]) -> Result<(), CliError> {
         let failed = |source| CliError::File { verb: "write", path: self.path.clone(), source };
         if self.file.metadata().map_err(failed)?.is_file() {
             self.file.set_len(0).map_err(failed)?;

@@ -2,12 +2,14 @@
 //! process (an embedded engine, a measurement, a test); nobody can be lost, so there are no heartbeats.
 
 use super::{Control, ControlError, ControlEvent};
-use crate::scheduler::{Action, OptionsError, SchedulerOptions, Session, State, system_secrets};
+use crate::scheduler::{
+    Action, GenerateRefusal, OptionsError, SchedulerOptions, SequenceId, Session, State, system_secrets,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use stepmesh_proto::control::FromMember;
+use stepmesh_proto::control::{FromMember, GenerateRequest, sequence_event};
 use stepmesh_transport::Waker;
 
 /// The scheduler. Cloning shares it.
@@ -17,6 +19,7 @@ pub struct LocalScheduler(Arc<Mutex<Hub>>);
 struct Hub {
     state: State,
     members: BTreeMap<Session, (Waker, Arc<Inbox>)>,
+    sequence_events: VecDeque<(SequenceId, sequence_event::Body)>,
 }
 
 /// What the scheduler has said to one member. A member that polls touches nothing that others write until it is told.
@@ -42,7 +45,7 @@ impl LocalScheduler {
     /// A scheduler without members.
     pub fn new(options: SchedulerOptions) -> Result<Self, OptionsError> {
         let state = State::new(options, system_secrets())?;
-        Ok(Self(Arc::new(Mutex::new(Hub { state, members: BTreeMap::new() }))))
+        Ok(Self(Arc::new(Mutex::new(Hub { state, members: BTreeMap::new(), sequence_events: VecDeque::new() }))))
     }
 
     /// A session for a member, whose endpoint this waker wakes. Dropping it is leaving.
@@ -52,6 +55,19 @@ impl LocalScheduler {
         let inbox = Arc::new(Inbox::default());
         hub.members.insert(session, (waker, inbox.clone()));
         LocalControl { session, inbox, scheduler: self.clone() }
+    }
+
+    /// Has a prompt decoded; what comes of it is told by [`LocalScheduler::next_sequence_event`].
+    pub fn generate(&self, request: GenerateRequest) -> Result<SequenceId, GenerateRefusal> {
+        let mut hub = lock(&self.0);
+        let sequence = hub.state.generate(request)?;
+        hub.deliver();
+        Ok(sequence)
+    }
+
+    /// The next token, or end, of a sequence.
+    pub fn next_sequence_event(&self) -> Option<(SequenceId, sequence_event::Body)> {
+        lock(&self.0).sequence_events.pop_front()
     }
 }
 
@@ -65,7 +81,8 @@ impl Hub {
                     self.tell(session, ControlEvent::Lost(reason));
                     self.members.remove(&session);
                 }
-                // Nobody asks this scheduler for tokens or figures, and it keeps no log.
+                Action::Deliver { sequence, event } => self.sequence_events.push_back((sequence, event)),
+                // Nobody asks this scheduler for figures, and it keeps no log.
                 _ => {}
             }
         }

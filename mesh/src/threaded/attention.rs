@@ -306,11 +306,11 @@ struct AttentionDriver {
 impl AttentionDriver {
     fn carry_out(&mut self, command: Command) -> Turn {
         match command {
-            Command::Push { buffer, header, replies } => {
+            Command::Push { buffer, mut header, replies } => {
                 let microbatch = buffer.microbatch();
                 let flight = &mut self.flights[usize::from(microbatch)];
                 flight.owed = true;
-                match self.mesh.push(buffer, header) {
+                match self.mesh.push(buffer, &mut header) {
                     Ok(ticket) => flight.under_way = Some((ticket, replies)),
                     Err(error) => {
                         self.finish(microbatch, replies, Err(error));

@@ -1,0 +1,131 @@
+//! The pipeline suite: the executors that the daemons run, with stages that only take their time and a wire that takes
+//! its own, against what the times allow.
+//!
+//! Attention and FFN are two threads with members of their own over a real provider, pinned to two CPUs. A stage sleeps
+//! most of its time and spins the rest; the wire holds arrivals back from when they were posted on, so that it runs while
+//! either side computes.
+
+mod row;
+mod stages;
+mod wire;
+mod world;
+
+pub use row::{Clock, Row, StallShare};
+
+use crate::{BenchError, Cpus, Report};
+use std::ops::ControlFlow;
+use std::time::Duration;
+use stepmesh_pipeline::{Overhead, Stages};
+use stepmesh_transport::{DeviceOptions, Provider};
+use world::World;
+
+/// Layers of Step-3.
+pub const LAYERS: u32 = 61;
+/// A stage's time at 20 tokens a second over 61 layers.
+pub const STAGE: Duration = Duration::from_micros(272);
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Over which provider.
+    pub provider: Provider,
+    /// The points, all with as many layers.
+    pub points: Vec<Stages>,
+    /// How often each is run; the median counts.
+    pub runs: usize,
+    /// Tokens of a run that are timed.
+    pub tokens: u32,
+    /// The CPUs of the two sides.
+    pub cpus: Cpus,
+    /// How the devices are opened.
+    pub device: DeviceOptions,
+}
+
+impl Options {
+    /// Equal stages with and without slack, imbalance, and a wire that grows beyond what three microbatches hide.
+    pub fn new(provider: Provider, cpus: Cpus) -> Self {
+        let us = Duration::from_micros;
+        let point = |attention, ffn, wire, microbatches| Stages {
+            attention: us(attention),
+            ffn: us(ffn),
+            wire: us(wire),
+            microbatches,
+            layers: LAYERS,
+        };
+        let mut points = vec![point(272, 272, 272, 3), point(250, 250, 272, 3)];
+        points.extend([(200, 272), (272, 200)].map(|(attention, ffn)| point(attention, ffn, 272, 3)));
+        points.extend([0, 136, 408, 544].map(|wire| point(272, 272, wire, 3)));
+        points.extend([0, 272].map(|wire| point(272, 272, wire, 2)));
+        Self { provider, points, runs: 5, tokens: 8, cpus, device: DeviceOptions::default() }
+    }
+
+    /// A short look, to see that everything works.
+    pub fn quick(&mut self) {
+        (self.runs, self.tokens) = (1, 2);
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A point is being taken.
+    Taking {
+        /// From 0.
+        number: usize,
+        /// Points in all.
+        of: usize,
+    },
+    /// A point is done.
+    Done(&'a Row),
+}
+
+/// Runs the suite into `report`. What was measured before an error, or before `progress` said to stop, is there.
+///
+/// # Errors
+/// When the provider cannot be opened on this machine, when the members do not find each other, when a sequence is not
+/// decoded, or when `progress` says to stop.
+pub fn run(
+    options: &Options,
+    report: &mut Report<Row>,
+    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<(), BenchError> {
+    let mut tell = |step: Progress<'_>| match progress(step) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(BenchError::Interrupted),
+    };
+    let mut world: Option<(World, u16, Overhead)> = None;
+    for (number, stages) in options.points.iter().enumerate() {
+        tell(Progress::Taking { number, of: options.points.len() })?;
+        let (world, _, overhead) = match world.take() {
+            Some(same) if same.1 == stages.microbatches => world.insert(same),
+            _ => {
+                let overhead = overhead(options, stages.microbatches)?;
+                let fresh = World::start(options, stages.layers, stages.microbatches)?;
+                world.insert((fresh, stages.microbatches, overhead))
+            }
+        };
+        let row = row::take(options, world, stages, *overhead)?;
+        let goes_on = tell(Progress::Done(&row));
+        report.results.push(row);
+        goes_on?;
+    }
+    report.machine.look_again();
+    Ok(())
+}
+
+/// What the software takes by itself, from stages and a wire that take no time: of one microbatch a layer's round, of
+/// several what the busier side does for each.
+fn overhead(options: &Options, microbatches: u16) -> Result<Overhead, BenchError> {
+    let layer = |microbatches: u16| {
+        let nothing = Stages {
+            attention: Duration::ZERO,
+            ffn: Duration::ZERO,
+            wire: Duration::ZERO,
+            microbatches,
+            layers: LAYERS,
+        };
+        let mut world = World::start(options, LAYERS, microbatches)?;
+        Ok::<_, BenchError>(world.run(&nothing, 20 * options.tokens)?.token / LAYERS)
+    };
+    Ok(Overhead { per_round: layer(1)?, per_microbatch: layer(microbatches)? / u32::from(microbatches) })
+}

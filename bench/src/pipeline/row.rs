@@ -1,0 +1,124 @@
+//! A point of the pipeline suite: what was measured, what the times allow, what the model predicts.
+
+use super::Options;
+use super::world::World;
+use crate::BenchError;
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+use stepmesh_pipeline::{Bound, Overhead, Stages};
+
+/// What a time was measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// The machine's.
+    Wall,
+}
+
+/// Shares of the time in which a side did not compute.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct StallShare {
+    /// Of the attention side.
+    pub attention: f64,
+    /// Of the FFN side.
+    pub ffn: f64,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What it was measured by.
+    pub clock: Clock,
+    /// Over what.
+    pub provider: &'static str,
+    /// What the attention stage takes.
+    pub attention_us: f64,
+    /// What the FFN stage takes.
+    pub ffn_us: f64,
+    /// What A2F and F2A take together, besides what the provider takes.
+    pub wire_us: f64,
+    /// Layers of the model.
+    pub layers: u32,
+    /// Microbatches in flight.
+    pub microbatches: u16,
+    /// How often it was run; the median counts.
+    pub runs: usize,
+    /// Time per output token.
+    pub tpot_us: f64,
+    /// Of each run.
+    pub tpot_us_of_runs: Vec<f64>,
+    /// What the stages allow.
+    pub ideal_us: f64,
+    /// What the model makes of the stages and of the overhead that was measured with stages that take no time.
+    pub predicted_us: f64,
+    /// ideal / measured.
+    pub efficiency: f64,
+    /// What bounds a layer: `attention`, `ffn` or `wire`.
+    pub bound: &'static str,
+    /// Of the median run.
+    pub stall_share: StallShare,
+}
+
+/// Runs a point so often.
+pub(super) fn take(
+    options: &Options,
+    world: &mut World,
+    stages: &Stages,
+    overhead: Overhead,
+) -> Result<Row, BenchError> {
+    let mut runs =
+        (0..options.runs.max(1)).map(|_| world.run(stages, options.tokens)).collect::<Result<Vec<_>, _>>()?;
+    let tpot_us_of_runs = runs.iter().map(|run| us(run.token)).collect();
+    runs.sort_by_key(|run| run.token);
+    let median = &runs[runs.len() / 2];
+    let (tpot_us, ideal_us) = (us(median.token), us(stages.ideal()));
+    let [attention, ffn] = median.stalled;
+    Ok(Row {
+        clock: Clock::Wall,
+        provider: options.provider.name(),
+        attention_us: us(stages.attention),
+        ffn_us: us(stages.ffn),
+        wire_us: us(stages.wire),
+        layers: stages.layers,
+        microbatches: stages.microbatches,
+        runs: runs.len(),
+        tpot_us,
+        tpot_us_of_runs,
+        ideal_us,
+        predicted_us: us(stages.predict(overhead)),
+        efficiency: ideal_us / tpot_us,
+        bound: match stages.bound() {
+            Bound::Attention => "attention",
+            Bound::Ffn => "ffn",
+            Bound::Wire => "wire",
+        },
+        stall_share: StallShare { attention, ffn },
+    })
+}
+
+fn us(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+impl Row {
+    /// The head of the table that rows are lines of.
+    pub const HEAD: &'static str = "M  attention µs    FFN µs   wire µs    TPOT µs   ideal µs  predicted  efficiency  \
+                                    stalled: attention    FFN  bound";
+}
+
+/// A line of the table.
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { microbatches, attention_us, ffn_us, wire_us, tpot_us, ideal_us, predicted_us, .. } = self;
+        write!(
+            f,
+            "{microbatches}  {attention_us:>12.0} {ffn_us:>9.0} {wire_us:>9.0} {tpot_us:>10.0} {ideal_us:>10.0} \
+             {predicted_us:>10.0}  {:>10.4}  {:>16.1} % {:>4.1} %  {}",
+            self.efficiency,
+            self.stall_share.attention * 100.0,
+            self.stall_share.ffn * 100.0,
+            self.bound
+        )
+    }
+}

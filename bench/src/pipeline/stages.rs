@@ -1,0 +1,129 @@
+//! Stages that compute nothing and take a given time: what they would send has one row and is of no value.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use stepmesh_model::{AttentionStage, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, ModelError, Row, Shard};
+
+/// Sleeping may take this much longer than asked: the rest is spun away.
+const MARGIN: Duration = Duration::from_micros(150);
+
+/// A model of so many dense layers, as small as a model can be.
+pub(super) fn config(layers: u32) -> Result<ModelConfig, ModelError> {
+    let json = format!(
+        r#"{{"model_type": "step3_text", "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
+            "num_attention_groups": 1, "num_hidden_layers": {layers}, "max_seq_len": 4096, "vocab_size": 2,
+            "rms_norm_eps": 1e-05, "moe_intermediate_size": 8, "moe_num_experts": 1, "moe_top_k": 1,
+            "rope_theta": 500000.0, "share_expert_dim": 8, "share_q_dim": 8, "head_dim": 2, "moe_layers_enum": ""}}"#
+    );
+    ModelConfig::from_json(&json, "the synthetic model")
+}
+
+/// What a stage takes, and has taken.
+#[derive(Clone)]
+pub(super) struct Pace {
+    nanoseconds: Arc<AtomicU64>,
+    busy_ns: Arc<AtomicU64>,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self { nanoseconds: Arc::default(), busy_ns: Arc::default() }
+    }
+
+    pub(super) fn set(&self, time: Duration) {
+        self.nanoseconds.store(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Time spent computing so far.
+    pub(super) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed))
+    }
+
+    fn spend(&self) {
+        let time = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed));
+        if time.is_zero() {
+            return;
+        }
+        let start = Instant::now();
+        if time > MARGIN {
+            std::thread::sleep(time - MARGIN);
+        }
+        while start.elapsed() < time {
+            std::hint::spin_loop();
+        }
+        self.busy_ns.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+pub(super) struct SyntheticAttention {
+    pub(super) config: ModelConfig,
+    pub(super) pace: Pace,
+}
+
+impl AttentionStage for SyntheticAttention {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
+    fn embed(&mut self, _: &[u32], _: &mut [f32]) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        _: usize,
+        _: &[Row],
+        _: &mut [f32],
+        _: &mut KvCache,
+        _: &mut [f32],
+    ) -> Result<(), ModelError> {
+        self.pace.spend();
+        Ok(())
+    }
+
+    fn route(&mut self, _: usize, _: &[f32], _: &mut [u16], _: &mut [f32]) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn combine(&mut self, _: &mut [f32], _: &[&[f32]]) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn logits(&mut self, _: &[f32], logits: &mut [f32]) -> Result<(), ModelError> {
+        logits.fill(0.0);
+        Ok(())
+    }
+}
+
+pub(super) struct SyntheticFfn {
+    pub(super) config: ModelConfig,
+    pub(super) pace: Pace,
+}
+
+impl FfnStage for SyntheticFfn {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
+    fn forward(&mut self, _: usize, _: &[FfnInput<'_>], _: &mut [f32]) -> Result<(), ModelError> {
+        self.pace.spend();
+        Ok(())
+    }
+}

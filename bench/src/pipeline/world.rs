@@ -1,0 +1,174 @@
+//! A deployment of one attention and one FFN executor, each on a thread of its own, and sequences through it.
+
+use super::Options;
+use super::stages::{Pace, SyntheticAttention, SyntheticFfn, config};
+use super::wire::Wire;
+use crate::BenchError;
+use crate::cpus::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use stepmesh_mesh::control::{LocalControl, LocalScheduler};
+use stepmesh_mesh::scheduler::SchedulerOptions;
+use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, Policy};
+use stepmesh_model::{Dtype, ModelConfig};
+use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Stages, slot_layout, workload};
+use stepmesh_proto::control::GenerateRequest;
+use stepmesh_proto::control::sequence_event::Body;
+use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint};
+
+/// How long a wait may keep a thread from seeing that it is to end.
+const NAP: Duration = Duration::from_millis(10);
+/// Longer than an end ever spins: it has its CPU to itself.
+const SPIN: Duration = Duration::from_secs(1);
+/// Beyond the time that a run should take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Tokens of each sequence before those that are timed: the pipeline fills.
+const WARM_UP: u32 = 2;
+/// Room for the longest run.
+const KV_TOKENS: usize = 64 * 1024;
+
+pub(super) struct World {
+    scheduler: LocalScheduler,
+    wire: Wire,
+    attention: Pace,
+    ffn: Pace,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<(), BenchError>>>,
+}
+
+/// What a run came to.
+pub(super) struct Run {
+    /// Time per output token.
+    pub(super) token: Duration,
+    /// Shares of the time in which the two sides did not compute.
+    pub(super) stalled: [f64; 2],
+}
+
+type Parts = (MemberOptions, Arc<dyn Device>, Box<dyn Endpoint>, Box<LocalControl>);
+
+impl World {
+    /// Joins both sides and sets their threads going.
+    pub(super) fn start(options: &Options, layers: u32, microbatches: u16) -> Result<Self, BenchError> {
+        let config = config(layers)?;
+        let scheduler = LocalScheduler::new(SchedulerOptions::new(1, 1))?;
+        let (wire, attention, ffn) = (Wire::default(), Pace::new(), Pace::new());
+        let stop = Arc::new(AtomicBool::new(false));
+        let parts = |end| -> Result<Parts, BenchError> {
+            let device = DeviceOptions { spin: SPIN, ..options.device.clone() };
+            let device = wire.between(stepmesh_transport::open(options.provider, &device)?, end);
+            let endpoint = device.endpoint()?;
+            let control = Box::new(scheduler.session(endpoint.waker()));
+            let layout = slot_layout(&config, Dtype::F32, microbatches, 1)?;
+            Ok((MemberOptions::new(layout, workload(&config, Dtype::F32)), device, endpoint, control))
+        };
+        let (member, device, endpoint, control) = parts(0)?;
+        let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
+        let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
+        let queue = usize::from(microbatches);
+        let mut executor = AttentionExecutor::new(mesh, stage, KV_TOKENS, microbatches, 1, queue)?;
+        let first = spawn(options.cpus.list()[0], stop.clone(), move || Ok(executor.run_once(NAP).map(drop)?));
+        let (member, device, endpoint, control) = parts(1)?;
+        let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
+        let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });
+        let mut executor = FfnExecutor::new(mesh, stage, Dtype::F32, Policy::All);
+        let second = spawn(options.cpus.list()[1], stop.clone(), move || Ok(executor.run_once(NAP)?));
+        Ok(Self { scheduler, wire, attention, ffn, stop, threads: vec![first?, second?] })
+    }
+
+    /// Decodes a sequence in every microbatch, all at the same pace; the mean time of the tokens behind the first few.
+    pub(super) fn run(&mut self, stages: &Stages, tokens: u32) -> Result<Run, BenchError> {
+        self.attention.set(stages.attention);
+        self.ffn.set(stages.ffn);
+        self.wire.set(stages.wire);
+        let max_new_tokens = WARM_UP + tokens;
+        let deadline = Instant::now() + stages.ideal() * max_new_tokens * 2 + PATIENCE;
+        self.generate(stages.microbatches, max_new_tokens, deadline)?;
+        let mut counts = std::collections::BTreeMap::new();
+        let (mut elapsed, mut timed, mut open) = (Duration::ZERO, 0, usize::from(stages.microbatches));
+        let mut begin = None;
+        let mut end = None;
+        while open > 0 {
+            self.check()?;
+            let Some((sequence, event)) = self.scheduler.next_sequence_event() else {
+                if Instant::now() > deadline {
+                    return Err(BenchError::Sequence("nothing came in time".into()));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
+            };
+            match event {
+                Body::Token(token) => {
+                    let count = counts.entry(sequence).or_insert(0);
+                    *count += 1;
+                    let now = (Instant::now(), self.attention.busy(), self.ffn.busy());
+                    if *count > WARM_UP {
+                        elapsed += Duration::from_nanos(token.elapsed_ns);
+                        timed += 1;
+                        end = Some(now);
+                    } else if *count == WARM_UP {
+                        begin = Some(now);
+                    }
+                }
+                Body::Finished(_) => open -= 1,
+                Body::Failed(failed) => return Err(BenchError::Sequence(failed.message)),
+            }
+        }
+        let stalled = match (begin, end) {
+            (Some((begin, a0, f0)), Some((end, a1, f1))) => {
+                let share = |busy: Duration| (1.0 - busy.as_secs_f64() / (end - begin).as_secs_f64()).clamp(0.0, 1.0);
+                [share(a1 - a0), share(f1 - f0)]
+            }
+            _ => [0.0; 2],
+        };
+        Ok(Run { token: elapsed / timed.max(1), stalled })
+    }
+
+    /// One sequence for each microbatch; waits while the deployment is not complete.
+    fn generate(&self, count: u16, max_new_tokens: u32, deadline: Instant) -> Result<(), BenchError> {
+        let mut started = 0;
+        while started < count {
+            let request = GenerateRequest { prompt: vec![0], max_new_tokens, ignore_eos: true, ..Default::default() };
+            match self.scheduler.generate(request) {
+                Ok(_) => started += 1,
+                Err(refusal) if Instant::now() > deadline => return Err(BenchError::Sequence(refusal.to_string())),
+                Err(_) => {
+                    self.check()?;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An error if a thread has ended.
+    fn check(&self) -> Result<(), BenchError> {
+        if self.threads.iter().any(JoinHandle::is_finished) { Err(BenchError::Thread) } else { Ok(()) }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread that works on its CPU until it is told to stop.
+fn spawn(
+    cpu: usize,
+    stop: Arc<AtomicBool>,
+    mut work: impl FnMut() -> Result<(), BenchError> + Send + 'static,
+) -> Result<JoinHandle<Result<(), BenchError>>, BenchError> {
+    let body = move || {
+        pin(cpu)?;
+        while !stop.load(Ordering::Acquire) {
+            work()?;
+        }
+        Ok(())
+    };
+    std::thread::Builder::new().spawn(body).map_err(BenchError::system("starting a thread"))
+}

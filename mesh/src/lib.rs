@@ -15,6 +15,7 @@ mod layout;
 mod link;
 mod member;
 mod reply;
+mod sync;
 mod tickets;
 mod trace;
 

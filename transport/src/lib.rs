@@ -19,6 +19,7 @@ mod endpoint;
 mod error;
 mod memory;
 mod region;
+mod sync;
 
 pub mod mem;
 pub mod shm;

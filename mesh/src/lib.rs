@@ -11,6 +11,12 @@ mod counter;
 mod error;
 mod event;
 mod ffn;
+#[cfg(test)]
+#[path = "../../fuzz/inputs.rs"]
+mod fuzz_inputs;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layout;
 mod link;
 mod member;

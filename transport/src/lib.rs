@@ -17,6 +17,9 @@
 mod clock;
 mod endpoint;
 mod error;
+#[cfg(test)]
+#[path = "../../fuzz/inputs.rs"]
+mod fuzz_inputs;
 mod memory;
 mod region;
 mod sync;

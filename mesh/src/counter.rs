@@ -81,3 +81,55 @@ mod tests {
         assert_eq!(counter.count(immediate(2, 1, 1)), Counted::Complete);
     }
 }
+
+/// The counter itself is one thread's. What others write are the lanes: a payload, and the flag behind it by which the
+/// immediate arrives.
+#[cfg(all(test, stepmesh_loom))]
+mod model {
+    use super::*;
+    use crate::sync::{AtomicBool, Ordering};
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+
+    struct Lane {
+        payload: UnsafeCell<u32>,
+        arrived: AtomicBool,
+    }
+
+    #[test]
+    fn a_transfer_that_is_complete_has_all_its_stripes_whatever_the_order_of_its_lanes() {
+        loom::model(|| {
+            let lane = |_| Lane { payload: UnsafeCell::new(0), arrived: AtomicBool::new(false) };
+            let lanes = Arc::new([0, 1].map(lane));
+            let writers = [0, 1].map(|index: usize| {
+                let lanes = lanes.clone();
+                loom::thread::spawn(move || {
+                    // SAFETY: what loom checks.
+                    lanes[index].payload.with_mut(|payload| unsafe { *payload = 7 });
+                    lanes[index].arrived.store(true, Ordering::Release);
+                })
+            });
+            let mut counter = ImmediateCounter::default();
+            let mut taken = [false; 2];
+            loop {
+                let arrived = |&lane: &usize| !taken[lane] && lanes[lane].arrived.load(Ordering::Acquire);
+                let Some(lane) = [0, 1].into_iter().find(arrived) else {
+                    loom::thread::yield_now();
+                    continue;
+                };
+                taken[lane] = true;
+                let immediate = Immediate { slot: 0, lanes: 2, lane: lane as u8, sequence: 1 };
+                match counter.count(immediate) {
+                    Counted::Partial => {}
+                    Counted::Complete => break,
+                    Counted::Violation => panic!("{taken:?}"),
+                }
+            }
+            for lane in lanes.iter() {
+                // SAFETY: what loom checks.
+                assert_eq!(lane.payload.with(|payload| unsafe { *payload }), 7);
+            }
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+        });
+    }
+}

@@ -11,10 +11,17 @@ mod counter;
 mod error;
 mod event;
 mod ffn;
+#[cfg(test)]
+#[path = "../../fuzz/inputs.rs"]
+mod fuzz_inputs;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layout;
 mod link;
 mod member;
 mod reply;
+mod sync;
 mod tickets;
 mod trace;
 

@@ -40,6 +40,8 @@ struct WeightFile {
 enum Bytes {
     Mapped(Mmap),
     Static(&'static [u8]),
+    #[cfg(any(test, fuzzing))]
+    Owned(Vec<u8>),
 }
 
 impl Bytes {
@@ -47,6 +49,8 @@ impl Bytes {
         match self {
             Self::Mapped(map) => map,
             Self::Static(bytes) => bytes,
+            #[cfg(any(test, fuzzing))]
+            Self::Owned(bytes) => bytes,
         }
     }
 }
@@ -76,6 +80,27 @@ impl Checkpoint {
         let config = ModelConfig::from_json(config_json, "embedded config.json")?;
         let file = WeightFile::check("embedded model.safetensors".into(), Bytes::Static(safetensors))?;
         Ok(Self::with_file(config, file, "the embedded checkpoint".into()))
+    }
+
+    /// As [`Checkpoint::from_bytes`], of bytes that do not outlive it.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn from_owned(config_json: &str, safetensors: Vec<u8>) -> Result<Self, ModelError> {
+        let config = ModelConfig::from_json(config_json, "config.json")?;
+        Ok(Self::with_file(
+            config,
+            WeightFile::check("model.safetensors".into(), Bytes::Owned(safetensors))?,
+            "".into(),
+        ))
+    }
+
+    /// Asks for every tensor, each in the shape that its file gives it, which panics if one is not there.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn check_all(&self) {
+        for (name, file) in &self.tensors {
+            let shape = self.files[*file].metadata.info(name).map(|info| info.shape.clone());
+            let found = self.tensor(name, &shape.unwrap_or_default());
+            assert!(matches!(found, Ok(_) | Err(ModelError::TensorDtype { .. })), "{name}: {:?}", found.err());
+        }
     }
 
     /// The model's shape.
@@ -178,11 +203,15 @@ fn explain(error: &SafeTensorError) -> String {
 }
 
 fn read_index(path: &Path) -> Result<Vec<(String, String)>, ModelError> {
-    let origin = path.display().to_string();
     let json = std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
+    parse_index(&json, &path.display().to_string())
+}
+
+/// Each tensor, and the file that it is said to be in.
+pub(crate) fn parse_index(json: &str, origin: &str) -> Result<Vec<(String, String)>, ModelError> {
     let index: serde_json::Value =
-        serde_json::from_str(&json).map_err(|source| ModelError::Json { origin: origin.clone(), source })?;
-    let wrong = |reason: &str| ModelError::Index { index: origin.clone(), reason: reason.into() };
+        serde_json::from_str(json).map_err(|source| ModelError::Json { origin: origin.into(), source })?;
+    let wrong = |reason: &str| ModelError::Index { index: origin.into(), reason: reason.into() };
     let map = index.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| wrong("it has no `weight_map` object"))?;
     map.iter()

@@ -12,6 +12,12 @@ mod config;
 mod cpu;
 mod dtype;
 mod error;
+#[cfg(test)]
+#[path = "../../fuzz/inputs.rs"]
+mod fuzz_inputs;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod kernel;
 mod shard;
 mod size;

@@ -1,6 +1,12 @@
 //! The words on the wire: the data-plane [`Header`] and [`Immediate`], and (feature `control`) the control
 //! plane's gRPC messages. No I/O, no clock.
 
+#[cfg(test)]
+#[path = "../../fuzz/inputs.rs"]
+mod fuzz_inputs;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod immediate;
 

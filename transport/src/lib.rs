@@ -17,8 +17,12 @@
 mod clock;
 mod endpoint;
 mod error;
+#[cfg(test)]
+#[path = "../../fuzz/inputs.rs"]
+mod fuzz_inputs;
 mod memory;
 mod region;
+mod sync;
 
 pub mod mem;
 pub mod shm;

@@ -4,10 +4,10 @@ use super::progress::{Driver, ProgressOptions, ProgressThread, Turn};
 use super::standing::Standing;
 use crate::attention::not_linked;
 use crate::layout::SlotLayout;
+use crate::sync::{ArrayQueue, AtomicU32};
 use crate::{AttentionMesh, MeshError, MeshEvent, Replies, Request, SendBuffer, Ticket, TicketStatus};
-use crossbeam_queue::ArrayQueue;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use stepmesh_proto::Header;
@@ -47,7 +47,7 @@ impl Deref for OwnedReply {
 
 impl Drop for OwnedReply {
     fn drop(&mut self) {
-        self.seat.give_back(self.replies.take());
+        give_back(&self.seat, self.replies.take());
     }
 }
 
@@ -60,21 +60,11 @@ struct Slot {
 }
 
 /// A microbatch as both threads know it.
-#[derive(Debug)]
-struct Seat {
-    /// How the outstanding transfer ended.
-    outcome: ArrayQueue<Result<Replies, MeshError>>,
-    /// Here while nobody reads a reply and no transfer is under way.
-    replies: ArrayQueue<Replies>,
-    /// A new transfer may use the slot.
-    free: AtomicBool,
-}
+type Seat = super::seat::Seat<Replies, MeshError>;
 
-impl Seat {
-    fn give_back(&self, mut replies: Replies) {
-        replies.reset(0, 0);
-        let _ = self.replies.push(replies);
-    }
+fn give_back(seat: &Seat, mut replies: Replies) {
+    replies.reset(0, 0);
+    seat.give_back(replies);
 }
 
 struct Shared {
@@ -100,11 +90,7 @@ impl AttentionEngine {
     pub fn start(mesh: AttentionMesh, options: ProgressOptions) -> Result<Self, MeshError> {
         let layout = mesh.member.options.layout.clone();
         let count = layout.microbatches();
-        let seat = |slot| {
-            let seat = Seat { outcome: ArrayQueue::new(1), replies: ArrayQueue::new(1), free: AtomicBool::new(true) };
-            seat.give_back(Replies::new(slot, layout.clone()));
-            Arc::new(seat)
-        };
+        let seat = |slot| Arc::new(Seat::new(Replies::new(slot, layout.clone())));
         let shared = Arc::new(Shared {
             commands: ArrayQueue::new(3 * usize::from(count) + 16),
             seats: (0..count).map(seat).collect(),
@@ -176,13 +162,11 @@ impl AttentionEngine {
         {
             (slot.cancelled, slot.outstanding) = (false, None);
             if let Ok(replies) = outcome {
-                self.shared.seats[usize::from(microbatch)].give_back(replies);
+                give_back(&self.shared.seats[usize::from(microbatch)], replies);
             }
         }
         let seat = &self.shared.seats[usize::from(microbatch)];
-        let free = self.slots[usize::from(microbatch)].outstanding.is_none()
-            && seat.free.load(Ordering::Acquire)
-            && !seat.replies.is_empty();
+        let free = self.slots[usize::from(microbatch)].outstanding.is_none() && seat.is_free();
         if free { Ok(()) } else { Err(MeshError::WouldBlock(microbatch)) }
     }
 
@@ -204,8 +188,7 @@ impl AttentionEngine {
         let microbatch = buffer.microbatch();
         self.check_free(microbatch)?;
         let seat = self.seat(microbatch)?;
-        let replies = seat.replies.pop().ok_or(MeshError::WouldBlock(microbatch))?;
-        seat.free.store(false, Ordering::Relaxed);
+        let replies = seat.begin().ok_or(MeshError::WouldBlock(microbatch))?;
         self.next_ticket += 1;
         let ticket = Ticket { slot: microbatch, number: self.next_ticket };
         self.slots[usize::from(microbatch)].outstanding = Some(ticket);
@@ -220,7 +203,7 @@ impl AttentionEngine {
         if self.filling[usize::from(microbatch)].load(Ordering::Acquire) {
             return Err(MeshError::WouldBlock(microbatch));
         }
-        self.seat(microbatch)?.free.store(false, Ordering::Relaxed);
+        self.seat(microbatch)?.take();
         self.command(Command::Leave(microbatch))
     }
 
@@ -240,7 +223,7 @@ impl AttentionEngine {
         }
         let seat = self.seat(ticket.slot)?.clone();
         let slot = &mut self.slots[usize::from(ticket.slot)];
-        let arrived = || slot.outcome.take().or_else(|| seat.outcome.pop());
+        let arrived = || slot.outcome.take().or_else(|| seat.outcome());
         let outcome = self.thread.wait_for(Instant::now() + timeout, arrived)?;
         let outcome = outcome.ok_or(MeshError::Timeout(timeout))?;
         *slot = Slot::default();
@@ -279,7 +262,7 @@ impl AttentionEngine {
     fn take_in(&mut self, microbatch: u16) {
         let (slot, seat) = (&mut self.slots[usize::from(microbatch)], &self.shared.seats[usize::from(microbatch)]);
         if slot.outcome.is_none() {
-            slot.outcome = seat.outcome.pop();
+            slot.outcome = seat.outcome();
         }
     }
 
@@ -340,11 +323,11 @@ impl AttentionDriver {
         let outcome = match outcome {
             Ok(()) => Ok(replies),
             Err(error) => {
-                seat.give_back(replies);
+                give_back(seat, replies);
                 Err(error)
             }
         };
-        let _ = seat.outcome.push(outcome);
+        seat.end(outcome);
     }
 
     /// Looks after one microbatch.
@@ -369,7 +352,7 @@ impl Flight {
         let is_free = self.owed && self.under_way.is_none() && !self.leaving && mesh.is_free(microbatch);
         if is_free {
             self.owed = false;
-            seat.free.store(true, Ordering::Release);
+            seat.vacate();
         }
         if is_free { Turn::Produced } else { Turn::Idle }
     }

@@ -1,11 +1,11 @@
 //! The FFN side with a progress thread: the verbs of [`FfnMesh`], from the application's thread.
 
+use super::ask::Ask;
 use super::progress::{Driver, ProgressOptions, ProgressThread, Turn};
 use super::standing::Standing;
 use crate::layout::SlotLayout;
+use crate::sync::ArrayQueue;
 use crate::{Batch, FfnMesh, MeshError, MeshEvent, PartArray, Policy};
-use crossbeam_queue::ArrayQueue;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use stepmesh_proto::control::from_member;
@@ -34,53 +34,13 @@ enum Command {
     Control(Box<from_member::Body>),
 }
 
-/// What `next_batch` waits for, in one word: three bits for the policy, the rest for its number; zero for nothing.
-struct Ask(AtomicU64);
-
-impl Ask {
-    const NOTHING: u64 = 0;
-
-    fn put(&self, policy: Policy) {
-        let (kind, number) = match policy {
-            Policy::All => (1, 0),
-            Policy::Any => (2, 0),
-            Policy::AtLeast(count) => (3, count as u64),
-            Policy::Deadline(limit) => (4, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
-        };
-        self.0.store(number.min(u64::MAX >> 3) << 3 | kind, Ordering::SeqCst);
-    }
-
-    fn withdraw(&self) {
-        self.0.store(Self::NOTHING, Ordering::SeqCst);
-    }
-
-    /// What is asked for, and the word that says it.
-    fn get(&self) -> Option<(Policy, u64)> {
-        let word = self.0.load(Ordering::SeqCst);
-        let number = word >> 3;
-        let policy = match word & 7 {
-            1 => Policy::All,
-            2 => Policy::Any,
-            3 => Policy::AtLeast(usize::try_from(number).unwrap_or(usize::MAX)),
-            4 => Policy::Deadline(Duration::from_nanos(number)),
-            _ => return None,
-        };
-        Some((policy, word))
-    }
-
-    /// It is going to be answered. (It may have been withdrawn: then the answer waits for the next question.)
-    fn answer(&self, word: u64) {
-        let _ = self.0.compare_exchange(word, Self::NOTHING, Ordering::SeqCst, Ordering::SeqCst);
-    }
-}
-
 impl FfnEngine {
     /// Hands a member over to a progress thread. It may have joined already, or not.
     pub fn start(mesh: FfnMesh, options: ProgressOptions) -> Result<Self, MeshError> {
         let layout = mesh.member.options.layout.clone();
         let shared = Arc::new(Shared {
             commands: ArrayQueue::new(COMMANDS),
-            ask: Ask(AtomicU64::new(Ask::NOTHING)),
+            ask: Ask::new(),
             batch: ArrayQueue::new(1),
             payloads: OnceLock::new(),
             standing: Standing::new(),

@@ -11,9 +11,14 @@
 //! [`Replies`](crate::Replies) are one each, so whoever holds them owns the slot. In the steady state nothing is
 //! allocated and no lock is taken; a thread that has slept is woken by its endpoint's event, or unparked.
 
+mod ask;
 mod attention;
+mod doze;
 mod ffn;
+#[cfg(all(test, stepmesh_loom))]
+mod model;
 mod progress;
+mod seat;
 mod standing;
 
 pub use attention::{AttentionEngine, OwnedReply};

@@ -1,10 +1,10 @@
 //! The progress thread: drives a member, spins, then yields, then sleeps on the endpoint's event; ends when told to.
 
+use super::doze::Doze;
 use crate::MeshError;
-use crossbeam_queue::ArrayQueue;
+use crate::sync::ArrayQueue;
 use crossbeam_utils::sync::{Parker, Unparker};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,8 +53,7 @@ pub(super) trait Driver: Send + 'static {
 
 /// What both threads see of each other.
 struct Signals {
-    stop: AtomicBool,
-    sleeping: AtomicBool,
+    doze: Doze,
     waker: Waker,
     unparker: Unparker,
     ended: OnceLock<Arc<MeshError>>,
@@ -76,13 +75,8 @@ impl ProgressThread {
             return Err(TransportError::invalid(format!("a thread cannot be named {name:?}")).into());
         }
         let parker = Parker::new();
-        let signals = Arc::new(Signals {
-            stop: AtomicBool::new(false),
-            sleeping: AtomicBool::new(false),
-            waker,
-            unparker: parker.unparker().clone(),
-            ended: OnceLock::new(),
-        });
+        let signals =
+            Arc::new(Signals { doze: Doze::new(), waker, unparker: parker.unparker().clone(), ended: OnceLock::new() });
         let (pinned, is_pinned) = mpsc::sync_channel(1);
         let ending = Ending(signals.clone());
         let body = move || {
@@ -124,11 +118,7 @@ impl ProgressThread {
 
     /// Says that there is something to look at.
     pub(super) fn nudge(&self) {
-        // Either this sees that the thread is going to sleep, or the thread sees the command before it does.
-        fence(Ordering::SeqCst);
-        if self.signals.sleeping.load(Ordering::Relaxed) {
-            self.signals.waker.wake();
-        }
+        self.signals.doze.nudge(|| self.signals.waker.wake());
     }
 
     /// Waits until `ready` gives something, at most until `deadline`.
@@ -163,8 +153,7 @@ impl ProgressThread {
 
 impl Drop for ProgressThread {
     fn drop(&mut self) {
-        self.signals.stop.store(true, Ordering::SeqCst);
-        self.signals.waker.wake();
+        self.signals.doze.stop(|| self.signals.waker.wake());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -205,16 +194,12 @@ fn pause(idle: Duration, spin: Duration) -> bool {
 
 fn run(mut driver: impl Driver, signals: &Signals, spin: Duration) -> Result<(), MeshError> {
     let mut busy_at = Instant::now();
-    while !signals.stop.load(Ordering::SeqCst) {
+    while !signals.doze.is_stopped() {
         match driver.turn()? {
             Turn::Idle if pause(busy_at.elapsed(), spin) => {}
             Turn::Idle => {
-                signals.sleeping.store(true, Ordering::Relaxed);
-                fence(Ordering::SeqCst);
-                if !driver.has_commands() && !signals.stop.load(Ordering::SeqCst) {
-                    driver.sleep()?;
-                }
-                signals.sleeping.store(false, Ordering::Relaxed);
+                let driver = &mut driver;
+                signals.doze.doze(driver, |driver| driver.has_commands(), |driver| driver.sleep())?;
                 // What woke it may be followed by more.
                 busy_at = Instant::now();
             }

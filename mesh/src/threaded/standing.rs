@@ -2,10 +2,10 @@
 
 use super::progress::Turn;
 use crate::member::Member;
+use crate::sync::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::{MeshError, MeshEvent};
 use crossbeam_queue::SegQueue;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 const NONE: u32 = u32::MAX;
 
@@ -36,10 +36,7 @@ impl Standing {
         if member.events.is_empty() {
             return Turn::Idle;
         }
-        self.peers.store(member.peers, Ordering::Relaxed);
-        self.siblings.store(member.siblings, Ordering::Relaxed);
-        self.rank.store(member.rank.unwrap_or(NONE), Ordering::Release);
-        self.complete.store(member.complete, Ordering::Release);
+        self.set(member.rank, [member.peers, member.siblings], member.complete);
         if let Some(reason) = &member.scheduler_lost {
             let _ = self.scheduler_lost.set(reason.clone());
         }
@@ -47,6 +44,14 @@ impl Standing {
             self.events.push(event);
         }
         Turn::Produced
+    }
+
+    /// Who sees the rank, or completeness, sees the members, too.
+    pub(super) fn set(&self, rank: Option<u32>, [peers, siblings]: [usize; 2], complete: bool) {
+        self.peers.store(peers, Ordering::Relaxed);
+        self.siblings.store(siblings, Ordering::Relaxed);
+        self.rank.store(rank.unwrap_or(NONE), Ordering::Release);
+        self.complete.store(complete, Ordering::Release);
     }
 
     pub(super) fn rank(&self) -> Option<u32> {

@@ -28,6 +28,9 @@ mod delivery;
 mod descriptor;
 mod endpoint;
 mod fault;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 mod memory;
 mod network;

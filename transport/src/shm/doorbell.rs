@@ -5,11 +5,48 @@
 //! endpoint or let it sleep out its slice.
 
 use super::memory::{self, Mapping};
+use crate::sync::{self, AtomicBool, AtomicU32, Futex, Ordering, fence};
 use crate::{TransportError, Wake, page_bytes};
-use rustix::thread::futex;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::Duration;
+
+/// What is on the page.
+#[derive(Clone, Copy)]
+struct Words<'a> {
+    /// Counts the wake-ups.
+    knocks: &'a Futex,
+    /// 1 while the owner sleeps, or is about to, and nobody has knocked.
+    sleeping: &'a AtomicU32,
+}
+
+impl Words<'_> {
+    fn ring(self) {
+        fence(Ordering::SeqCst);
+        let relaxed = Ordering::Relaxed;
+        // Of several that ring at once one knocks.
+        if self.sleeping.load(relaxed) != 0 && self.sleeping.compare_exchange(1, 0, relaxed, relaxed).is_ok() {
+            self.knock();
+        }
+    }
+
+    fn knock(self) {
+        self.knocks.increment(Ordering::Release);
+        self.knocks.wake();
+    }
+
+    fn sleep(self, slice: Duration, ready: impl FnOnce() -> bool) -> bool {
+        // Acquire: who knocked before this is not waited for, and what it did before is seen by `ready`.
+        let knocks = self.knocks.load(Ordering::Acquire);
+        self.sleeping.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let ready = ready();
+        if !ready {
+            self.knocks.wait(knocks, slice);
+        }
+        self.sleeping.store(0, Ordering::Relaxed);
+        ready
+    }
+}
 
 /// A mapped doorbell, of this side or of a peer.
 pub(super) struct Doorbell {
@@ -26,29 +63,13 @@ impl Doorbell {
 
     /// Wakes the owner if it sleeps. What the caller stored before is seen by the owner before it sleeps again.
     pub(super) fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.sleeping().load(Ordering::Relaxed) != 0 && self.sleeping().swap(0, Ordering::Relaxed) != 0 {
-            self.knock();
-        }
+        self.words().ring();
     }
 
-    fn knock(&self) {
-        self.knocks().fetch_add(1, Ordering::Release);
-        let _ = futex::wake(self.knocks(), futex::Flags::empty(), 1);
-    }
-
-    /// Counts the wake-ups; the futex word.
-    fn knocks(&self) -> &AtomicU32 {
-        self.word(0)
-    }
-
-    fn sleeping(&self) -> &AtomicU32 {
-        self.word(4)
-    }
-
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: `offset` is 0 or 4, inside the page that is mapped; every access by any process is atomic.
-        unsafe { self.mapping.base().add(offset).cast::<AtomicU32>().as_ref() }
+    fn words(&self) -> Words<'_> {
+        let base = self.mapping.base();
+        // SAFETY: the first two words of the page that is mapped; every access by any process is atomic.
+        unsafe { Words { knocks: sync::word(base), sleeping: sync::word(base.add(4)) } }
     }
 }
 
@@ -56,7 +77,7 @@ impl Doorbell {
 pub(super) struct OwnDoorbell {
     bell: Doorbell,
     fd: OwnedFd,
-    woken: AtomicBool,
+    woken: Woken,
 }
 
 impl OwnDoorbell {
@@ -64,7 +85,7 @@ impl OwnDoorbell {
         let fd = memory::create("stepmesh-doorbell", page_bytes())?;
         memory::seal(&fd, false)?;
         let mapping = Mapping::new(fd.as_fd(), page_bytes(), true, None)?;
-        Ok(Self { bell: Doorbell { mapping }, fd, woken: AtomicBool::new(false) })
+        Ok(Self { bell: Doorbell { mapping }, fd, woken: Woken::new() })
     }
 
     /// What peers map.
@@ -74,27 +95,38 @@ impl OwnDoorbell {
 
     /// Whether a waker has called since the last time; forgets it.
     pub(super) fn take_wake(&self) -> bool {
-        self.woken.load(Ordering::Relaxed) && self.woken.swap(false, Ordering::Acquire)
+        self.woken.take()
     }
 
     /// Sleeps until somebody rings, at most `slice`, unless `ready` finds something to do. Returns what `ready` said.
     pub(super) fn sleep(&self, slice: Duration, ready: impl FnOnce() -> bool) -> bool {
-        let knocks = self.bell.knocks().load(Ordering::Acquire);
-        self.bell.sleeping().store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let ready = ready();
-        if !ready && let Ok(slice) = slice.try_into() {
-            // Interrupted, timed out, rung before: the caller looks in every case.
-            let _ = futex::wait(self.bell.knocks(), futex::Flags::empty(), knocks, Some(&slice));
-        }
-        self.bell.sleeping().store(0, Ordering::Relaxed);
-        ready
+        self.bell.words().sleep(slice, ready)
     }
 }
 
 impl Wake for OwnDoorbell {
     fn wake(&self) {
-        self.woken.store(true, Ordering::Release);
-        self.bell.knock();
+        self.woken.wake(self.bell.words());
     }
 }
+
+/// That a waker has called: what it has to say is not in a ring.
+struct Woken(AtomicBool);
+
+impl Woken {
+    fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    fn wake(&self, words: Words<'_>) {
+        self.0.store(true, Ordering::Release);
+        words.knock();
+    }
+
+    fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Acquire)
+    }
+}
+
+#[cfg(all(test, stepmesh_loom))]
+mod model;

@@ -18,6 +18,9 @@ mod copy;
 mod dial;
 mod doorbell;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hello;
 mod link;
 mod memory;

@@ -8,10 +8,10 @@
 //!
 //! The words are reached through [`Cells`], so that the logic can be run over any atomics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
-/// Immediates that a ring holds.
-pub(super) const CAPACITY: usize = 1024;
+/// Immediates that a ring holds; in a model so few that it goes around.
+pub(super) const CAPACITY: usize = if cfg!(stepmesh_loom) { 2 } else { 1024 };
 const MASK: u64 = CAPACITY as u64 - 1;
 const _: () = assert!(CAPACITY.is_power_of_two());
 
@@ -31,9 +31,9 @@ fn index(position: u64) -> usize {
     (position & MASK) as usize
 }
 
-/// The lap of a position, from 1: a fresh ring is a ring of lap 0.
+/// The lap of a position, from 1, wrapping: a fresh ring is a ring of lap 0.
 fn lap(position: u64) -> u32 {
-    (position / CAPACITY as u64) as u32 + 1
+    ((position / CAPACITY as u64) as u32).wrapping_add(1)
 }
 
 /// The end that writes. Apart from its neighbours: the two ends may live in one process, side by side on its heap.
@@ -117,7 +117,10 @@ impl<C: Cells> Consumer<C> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, stepmesh_loom))]
+mod model;
+
+#[cfg(all(test, not(stepmesh_loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;

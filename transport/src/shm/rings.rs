@@ -2,11 +2,11 @@
 
 use super::memory::{self, Mapping};
 use super::ring::{CAPACITY, Cells, Consumer, Producer};
+use crate::sync::{self, AtomicU32, AtomicU64, Ordering};
 use crate::{Side, TransportError, page_bytes};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What never shares a cache line: two lines, because neighbours are fetched in pairs.
 const APART: usize = 128;
@@ -94,7 +94,7 @@ impl Rings {
     fn farewell(&self, side: Side) -> &AtomicU32 {
         // SAFETY: inside the mapping, which starts with two farewells and is aligned to a page; every access by either
         // process is atomic.
-        unsafe { self.mapping.base().add(direction(side) * APART).cast::<AtomicU32>().as_ref() }
+        unsafe { sync::word(self.mapping.base().add(direction(side) * APART)) }
     }
 
     /// The ring of `lane` that `writer` writes.
@@ -125,7 +125,7 @@ impl Words {
         debug_assert!(offset < RING);
         // SAFETY: `RING` bytes from `self.ring` lie inside the mapping that is kept alive; offsets are multiples of 64;
         // every access by either process is atomic.
-        unsafe { self.ring.add(offset).cast::<AtomicU64>().as_ref() }
+        unsafe { sync::word(self.ring.add(offset)) }
     }
 }
 

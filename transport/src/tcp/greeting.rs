@@ -87,6 +87,14 @@ impl Dial {
         Ok(Self { socket, address, mailbox: Mailbox::new(), talk, awaits: Awaits::Connection })
     }
 
+    /// A connection that is there and has said hello.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn answered(socket: TcpStream, incarnation: u32) -> Self {
+        let talk = Transcript { incarnation, lanes: 1, ..Transcript::default() };
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        Self { socket, address, mailbox: Mailbox::new(), talk, awaits: Awaits::Challenge }
+    }
+
     /// Goes on with the hello; true when the listener has welcomed this side and proven itself.
     pub(super) fn advance(&mut self, secret: &LinkSecret) -> Result<bool, Disconnect> {
         self.step(secret).map_err(|silence| match silence {

@@ -20,6 +20,9 @@
 mod descriptor;
 mod endpoint;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grants;
 mod greeting;
 mod hello;

@@ -30,6 +30,23 @@ pub(super) enum Message {
     Lost = 6,
 }
 
+impl Message {
+    /// As on the wire: a kind of 4 bits, the tag.
+    pub(super) fn bits(self, tag: u32) -> u32 {
+        (self as u32) << 28 | tag
+    }
+
+    /// What `immediate` says, if it carries the tag.
+    pub(super) fn read(immediate: u32, tag: u32) -> Option<Self> {
+        if immediate & 0x0FFF_FFFF != tag {
+            return None;
+        }
+        [Self::Hello, Self::Welcome, Self::Ping, Self::Bye, Self::Refused, Self::Lost]
+            .into_iter()
+            .find(|&message| message as u32 == immediate >> 28)
+    }
+}
+
 /// See the module.
 pub(super) struct Control {
     pair: QueuePair,
@@ -82,7 +99,7 @@ impl Control {
             wr_id: self.id | super::lane::SEND,
             opcode: IBV_WR_SEND_WITH_IMM,
             send_flags: IBV_SEND_SIGNALED,
-            __bindgen_anon_1: ibv_send_wr__bindgen_ty_1 { imm_data: ((message as u32) << 28 | self.tag).to_be() },
+            __bindgen_anon_1: ibv_send_wr__bindgen_ty_1 { imm_data: message.bits(self.tag).to_be() },
             ..Default::default()
         };
         // SAFETY: a list of one request, which names no memory.
@@ -94,12 +111,7 @@ impl Control {
 
     /// The message that an immediate carries; none if it is not of this link.
     pub(super) fn read(&self, immediate: u32) -> Option<Message> {
-        if immediate & 0x0FFF_FFFF != self.tag {
-            return None;
-        }
-        [Message::Hello, Message::Welcome, Message::Ping, Message::Bye, Message::Refused, Message::Lost]
-            .into_iter()
-            .find(|&message| message as u32 == immediate >> 28)
+        Message::read(immediate, self.tag)
     }
 
     /// Posts again a receive that was used.

@@ -30,6 +30,9 @@ mod context;
 mod control;
 mod descriptor;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gid;
 mod lane;
 mod library;

@@ -199,6 +199,57 @@ fn a_truncated_frame_ends_its_link_only() {
 }
 
 #[test]
+fn wherever_a_frame_is_cut_its_link_ends_in_the_middle_of_a_frame() {
+    for cut in [1, 2, 40, 55, 56, 57, 100] {
+        let mut tcp = Tcp::default();
+        let mut stage = Stage::new(&mut tcp);
+        let frame = Frame { opcode: raw::WRITE_IMMEDIATE, ..stage.good };
+        let bytes = [frame.bytes(), vec![0xAB; 64]].concat();
+        stage.raw.send(&bytes[..cut]);
+        stage.raw.0.shutdown(std::net::Shutdown::Write).unwrap();
+        let reason = stage.reason();
+        assert!(matches!(&reason, Disconnect::PeerGone(why) if why.contains("middle of a frame")), "{cut}: {reason:?}");
+        let link = stage.link;
+        assert_eq!(stage.world.ends[B].immediates(link), [], "{cut}");
+    }
+}
+
+#[test]
+fn a_peer_that_falls_silent_in_the_middle_of_a_frame_holds_up_nobody_else() {
+    let mut tcp = Tcp::default();
+    let mut stage = Stage::new(&mut tcp);
+    let frame = Frame { opcode: raw::WRITE_IMMEDIATE, ..stage.good };
+    let bytes = [frame.bytes(), vec![0xAB; 64]].concat();
+    let link = stage.link;
+    let mut sent = 0;
+    for cut in [20, 56, 90] {
+        stage.raw.send(&bytes[sent..cut]);
+        sent = cut;
+        for _ in 0..50 {
+            stage.world.assert_alive(stage.bystander);
+        }
+        assert_eq!((stage.world.ends[B].immediates(link), stage.world.ends[B].ended(link)), (vec![], None));
+    }
+    stage.raw.send(&bytes[sent..]);
+    stage.world.until("the rest makes it whole", |ends| ends[B].immediates(link) == [(0, 0)]);
+}
+
+#[test]
+fn a_listener_that_says_nothing_is_given_up_in_time() {
+    let mut tcp = Tcp::default();
+    let (mut world, bystander) = World::connected(&mut tcp, 1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let active = spec(1, Side::Active);
+    let (link, _) = world.ends[A].endpoint.open(active).unwrap();
+    let peer = raw::descriptor(active.incarnation, listener.local_addr().unwrap());
+    world.ends[A].endpoint.connect(link, &peer, Duration::from_millis(100)).unwrap();
+    let _accepted = listener.accept().unwrap();
+    world.until("the end gives up", |ends| ends[A].ended(link).is_some());
+    assert!(matches!(world.ends[A].ended(link), Some(Disconnect::NotConnected(_))));
+    world.assert_alive(bystander);
+}
+
+#[test]
 fn what_is_no_frame_breaks_the_protocol() {
     type Spoil = fn(&mut Vec<u8>);
     let spoils: [Spoil; 5] = [

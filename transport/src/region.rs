@@ -26,18 +26,29 @@ pub enum Access {
 #[derive(Clone)]
 pub struct Region {
     memory: Arc<dyn Memory>,
+    /// What the memory has said of itself, which stays so: asked once, not with every work that is posted.
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    on_device: bool,
 }
+
+// SAFETY: the pointer is the memory's, which may be reached from any thread.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Region({:p}, {} bytes)", self.memory.base(), self.memory.len())
+        write!(f, "Region({:p}, {} bytes)", self.base, self.len)
     }
 }
 
 impl Region {
     /// Wraps a provider's memory.
     pub fn new(memory: Arc<dyn Memory>) -> Self {
-        Self { memory }
+        let (base, len, writable, on_device) = (memory.base(), memory.len(), memory.writable(), memory.on_device());
+        Self { memory, base, len, writable, on_device }
     }
 
     /// The memory behind it.
@@ -47,17 +58,17 @@ impl Region {
 
     /// First byte; of device memory, its address on the device.
     pub fn base(&self) -> NonNull<u8> {
-        self.memory.base()
+        self.base
     }
 
     /// Bytes.
     pub fn len(&self) -> usize {
-        self.memory.len()
+        self.len
     }
 
     /// Whether the bytes are a device's, which the CPU may not touch: [`Region::at`] and all that reads and writes refuse.
     pub fn on_device(&self) -> bool {
-        self.memory.on_device()
+        self.on_device
     }
 
     /// Whether it has no bytes.
@@ -67,7 +78,7 @@ impl Region {
 
     /// Whether this process may store to it.
     pub fn writable(&self) -> bool {
-        self.memory.writable()
+        self.writable
     }
 
     /// Where the CPU finds `range`, checked.

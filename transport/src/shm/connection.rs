@@ -79,6 +79,7 @@ impl Connection {
     }
 
     /// Whether a poll would find something.
+    #[inline]
     pub(super) fn is_ready(&self) -> bool {
         self.ending.is_some() || self.consumers.iter().any(Consumer::is_ready)
     }
@@ -141,6 +142,7 @@ impl Connection {
     }
 
     /// Ends the link after an access that the peer has not granted.
+    #[cold]
     pub(super) fn refuse(&mut self) {
         self.rings.leave(Farewell::AccessRefused);
         self.socket = None;

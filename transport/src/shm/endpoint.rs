@@ -80,6 +80,7 @@ impl ShmEndpoint {
     }
 
     /// Ends a link that this side has found fault with, or that did not come to be.
+    #[cold]
     pub(super) fn fail(&mut self, index: usize, reason: Disconnect) {
         let link = &mut self.links[index];
         match std::mem::replace(&mut link.state, State::Ended) {

@@ -16,6 +16,7 @@ const SOCKETS_MS: u64 = 10;
 const CLOCK_POLLS: u32 = 64;
 /// How many polls pass between two looks at the sockets while a hello is under way.
 const HELLO_POLLS: u32 = 8;
+const _: () = assert!(CLOCK_POLLS.is_multiple_of(HELLO_POLLS));
 /// How long a wait sleeps before it looks at the sockets.
 const SLICE: Duration = Duration::from_millis(25);
 /// The same while something is expected that rings no bell: a step of a hello, or room in a full lane.
@@ -38,11 +39,19 @@ impl Schedule {
     }
 
     /// Counts a poll. Once due, they stay so until they are heard: a wait that ends for them must not have used it up.
+    #[inline]
     fn is_due(&mut self) -> bool {
         self.polls = self.polls.wrapping_add(1);
-        self.due |= self.hello && self.polls.is_multiple_of(HELLO_POLLS)
-            || self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS;
+        if self.polls.is_multiple_of(HELLO_POLLS) {
+            self.consider();
+        }
         self.due
+    }
+
+    #[cold]
+    fn consider(&mut self) {
+        self.due |= self.hello
+            || self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS;
     }
 }
 
@@ -60,14 +69,19 @@ impl ShmEndpoint {
             self.hear_sockets()?;
         }
         let mut budget = AT_ONCE;
-        self.report(&mut budget, completions);
+        if !self.ready.is_empty() {
+            self.report(&mut budget, completions);
+        }
         if self.ready.is_empty() {
             self.collect(&mut budget, completions);
-            self.report(&mut budget, completions);
+            if !self.ready.is_empty() {
+                self.report(&mut budget, completions);
+            }
         }
         Ok(completions.len() - before)
     }
 
+    #[inline(never)]
     fn report(&mut self, budget: &mut usize, completions: &mut Vec<Completion>) {
         while *budget > 0
             && let Some(completion) = self.ready.pop_front()
@@ -88,6 +102,9 @@ impl ShmEndpoint {
         self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
         for index in (self.first..count).chain(0..self.first) {
             let Link { id, state: State::Connected(connection), .. } = &mut self.links[index] else { continue };
+            if !connection.is_ready() {
+                continue;
+            }
             match connection.collect(*id, budget, completions) {
                 Ok(None) => {}
                 Ok(Some(reason)) => self.fail(index, reason),
@@ -96,6 +113,7 @@ impl ShmEndpoint {
         }
     }
 
+    #[cold]
     fn hear_sockets(&mut self) -> Result<(), TransportError> {
         if self.deaf
             && let Some(listener) = &self.listener

@@ -233,8 +233,13 @@ impl Context {
         unsafe { BorrowedFd::borrow_raw((*self.raw).async_fd) }
     }
 
-    /// Takes in what the device has to tell; how often the port or the device was lost so far.
+    /// How often the port or the device was lost, of what was taken in so far.
     pub(super) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what the device has to tell.
+    pub(super) fn take_events(&self) {
         if let Ok(_alone) = self.events.try_lock() {
             let mut event = ibv_async_event::default();
             // SAFETY: the context is open, and `event` a place for an event; the descriptor does not block.
@@ -246,7 +251,6 @@ impl Context {
                 unsafe { self.verbs.ibv_ack_async_event(&mut event) };
             }
         }
-        self.losses.load(Ordering::Relaxed)
     }
 }
 

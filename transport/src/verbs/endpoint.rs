@@ -44,6 +44,8 @@ impl VerbsEndpoint {
     pub(super) fn new(context: &Arc<Context>, spin: Duration) -> Result<Self, TransportError> {
         let queue = CompletionQueue::new(context)?;
         let sleep = Sleep::new(&[&queue.event_fd(), &context.event_fd()])?;
+        // What was lost before is none of this endpoint's.
+        context.take_events();
         Ok(Self {
             links: BTreeMap::new(),
             lingering: BTreeMap::new(),
@@ -202,13 +204,18 @@ impl Endpoint for VerbsEndpoint {
             }
             std::hint::spin_loop();
         }
+        let rest = timeout.saturating_sub(start.elapsed());
+        if rest.is_zero() {
+            return Ok(());
+        }
         self.queue.arm()?;
         if !self.queue.look()? {
-            self.sleep.sleep(timeout.saturating_sub(start.elapsed()))?;
+            self.sleep.sleep(rest)?;
         }
         self.queue.calm();
         self.sleep.was_woken();
-        // Takes the device's events in, which would end the next sleep at once.
+        // The device's events would end the next sleep at once.
+        self.context.take_events();
         if self.context.losses() != self.losses {
             self.remind(start);
         }

@@ -129,6 +129,7 @@ impl VerbsEndpoint {
 
     /// Why a lane was ended by this side's device, with nothing posted having failed.
     fn judge_flush(&self, lane: u8) -> Disconnect {
+        self.context.take_events();
         if self.context.losses() == self.losses && self.context.is_port_active() {
             Disconnect::AccessRefused(format!("this device refused what the peer asked for on lane {lane}"))
         } else {
@@ -255,6 +256,11 @@ impl VerbsEndpoint {
     /// Does what is due, and finds out what is next.
     fn expire(&mut self, now: Instant, completions: &mut Vec<Completion>) {
         self.due = None;
+        // A system call; while every peer is heard of there is no need to.
+        let keep_alive = self.context.options.keep_alive;
+        if self.links.values().any(|link| link.phase != Phase::Connected || now >= link.heard + keep_alive) {
+            self.context.take_events();
+        }
         if self.context.losses() != self.losses {
             let reason = self.port_lost();
             self.losses = self.context.losses();
@@ -264,7 +270,6 @@ impl VerbsEndpoint {
         let before = self.lingering.len();
         self.lingering.retain(|_, (control, deadline)| *deadline > now && control.unsent > 0 && !control.failed);
         self.queue.retire((before - self.lingering.len()) * control::COMPLETIONS);
-        let keep_alive = self.context.options.keep_alive;
         let mut late = Vec::new();
         let mut next = self.lingering.values().map(|(_, deadline)| *deadline).min();
         for (&id, link) in &mut self.links {

@@ -4,9 +4,9 @@ use super::Verbs;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stepmesh_transport::testing::{self, A, B, Fixture, Soak, World, work};
+use stepmesh_transport::testing::{self, A, B, End, Fixture, Soak, World, work, write};
 use stepmesh_transport::verbs::VerbsOptions;
-use stepmesh_transport::{Disconnect, LinkSpec, PostError, Side};
+use stepmesh_transport::{Completion, Disconnect, LinkSpec, PostError, Side, Work};
 
 /// The test may change network interfaces: for guests and name spaces of its own.
 fn may_change_interfaces() -> bool {
@@ -44,6 +44,65 @@ fn sees_that_the_peer_of_an_idle_link_is_killed() {
     world.until("the death is seen", |ends| ends[A].ended(link).is_some());
     assert!(killed.elapsed() < Duration::from_secs(2), "seen after {:?}", killed.elapsed());
     assert!(matches!(world.ends[A].ended(link), Some(Disconnect::PeerGone(_))), "{:?}", world.ends[A].ended(link));
+    world.assert_alive(survivor);
+}
+
+/// `kill -9` while both lanes are full: all that was posted is answered, in order, the link ends by `PeerGone`, and the
+/// one to another peer carries bytes before that is seen and after.
+#[test]
+fn a_peer_killed_mid_transfer_takes_only_its_own_link_along() {
+    const BYTES: usize = 16 << 10;
+    let mut fixture = fixture!(VerbsOptions::default());
+    let mut peer = fixture.doomed_peer().unwrap();
+    let (mut world, survivor) = World::connected(&mut fixture, 1);
+    let active = testing::spec(2, Side::Active);
+    let (link, of_a) = world.ends[A].endpoint.open(active).unwrap();
+    let of_peer = peer.connect(LinkSpec { side: Side::Passive, ..active }, &of_a);
+    world.ends[A].endpoint.connect(link, &of_peer, Duration::from_secs(10)).unwrap();
+    world.until("the doomed peer is connected", |ends| ends[A].connected(link) == 1);
+    let target = world.ends[A].endpoint.import(link, &peer.grant(2 * BYTES), None).unwrap();
+    let source = world.ends[A].source(1, BYTES);
+    let mut posted: [u64; 2] = [0; 2];
+    let mut stream = |end: &mut End| {
+        for lane in [0, 1] {
+            let op = write(&source, 0..BYTES, &target, (usize::from(lane) * BYTES) as u64);
+            let token = &mut posted[usize::from(lane)];
+            while end.endpoint.post(link, lane, &[Work { op, signal: Some(*token) }]).is_ok() {
+                *token += 1;
+            }
+        }
+        posted
+    };
+    world.until("writes stream", |ends| {
+        stream(&mut ends[A]);
+        ends[A].sent(link).len() > 20
+    });
+    let full = stream(&mut world.ends[A]);
+    peer.kill();
+    let killed = Instant::now();
+    let unanswered = full.iter().sum::<u64>() as usize - world.ends[A].sent(link).len();
+    assert!(unanswered > 100, "{unanswered} writes were under way");
+    world.assert_alive(survivor);
+    let mut posted = [0; 2];
+    world.until("the death is seen", |ends| {
+        posted = stream(&mut ends[A]);
+        ends[A].ended(link).is_some()
+    });
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(2), "seen after {took:?}");
+    assert!(matches!(world.ends[A].ended(link), Some(Disconnect::PeerGone(_))), "{:?}", world.ends[A].ended(link));
+    for of in [0, 1] {
+        let answers = world.ends[A].seen.iter().filter_map(|completion| match *completion {
+            Completion::Sent { link: on, lane, token, result } if on == link && lane == of => Some((token, result)),
+            _ => None,
+        });
+        let answers: Vec<_> = answers.collect();
+        assert!(answers.iter().map(|(token, _)| *token).eq(0..posted[usize::from(of)]), "lane {of}: {answers:?}");
+        let arrived = answers.iter().take_while(|(_, result)| result.is_ok()).count();
+        assert!(arrived < answers.len(), "lane {of} was full");
+        assert!(answers[arrived..].iter().all(|(_, result)| result.is_err()), "lane {of}: {answers:?}");
+    }
+    world.ends[A].endpoint.close(link);
     world.assert_alive(survivor);
 }
 

@@ -294,12 +294,16 @@ pub(super) fn table(results: &Results) -> String {
     let mut html = String::new();
     for (wanted, columns) in suites(results) {
         html.push_str("<table><tr>");
-        columns.iter().for_each(|column| drop(write!(html, "<th>{}</th>", escape(column))));
+        for column in &columns {
+            let _ = write!(html, "<th>{}</th>", escape(column));
+        }
         html.push_str("</tr>\n");
         for row in results.of(wanted) {
             let cell = |column: &&String| row.get(column.as_str()).map_or_else(String::new, show);
             html.push_str("<tr>");
-            columns.iter().for_each(|column| drop(write!(html, "<td>{}</td>", escape(&cell(column)))));
+            for column in &columns {
+                let _ = write!(html, "<td>{}</td>", escape(&cell(column)));
+            }
             html.push_str("</tr>\n");
         }
         html.push_str("</table>\n");

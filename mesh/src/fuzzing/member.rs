@@ -67,9 +67,7 @@ impl Mesh {
                     let parts = [Part { rows: 2, row_bytes: 16, ..Part::default() }];
                     let ticket = mesh.push_pull(buffer, Request { parts: &parts, ..Request::default() })?;
                     mesh.poll()?;
-                    if let Ok(reply) = mesh.take(ticket) {
-                        drop(reply);
-                    } else {
+                    if mesh.take(ticket).is_err() {
                         mesh.cancel(ticket);
                     }
                 }

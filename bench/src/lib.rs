@@ -7,6 +7,7 @@ mod error;
 mod floor;
 mod layer;
 mod machine;
+mod process;
 mod report;
 mod timing;
 mod transfer;

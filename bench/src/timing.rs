@@ -9,17 +9,22 @@ const CLOCK_IS_CHEAP: Duration = Duration::from_micros(1);
 /// Rounds that are timed together then.
 const TOGETHER: u32 = 16;
 
-/// The middle and the tail of a distribution.
-#[derive(Clone, Copy, Debug)]
+/// The middle, the tail and the mean of a distribution.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timing {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    pub(crate) mean_us: f64,
 }
 
 impl Timing {
     /// One after the other.
     pub(crate) fn plus(self, other: Self) -> Self {
-        Self { p50_us: self.p50_us + other.p50_us, p99_us: self.p99_us + other.p99_us }
+        Self {
+            p50_us: self.p50_us + other.p50_us,
+            p99_us: self.p99_us + other.p99_us,
+            mean_us: self.mean_us + other.mean_us,
+        }
     }
 }
 
@@ -48,7 +53,8 @@ impl Times {
     }
 
     pub(crate) fn timing(&self) -> Timing {
-        Timing { p50_us: microseconds(&self.0, 0.5), p99_us: microseconds(&self.0, 0.99) }
+        let at = |quantile| microseconds(&self.0, quantile);
+        Timing { p50_us: at(0.5), p99_us: at(0.99), mean_us: self.0.mean() / 1e6 }
     }
 
     /// The tail as those would have met it who come every `interval_us`, whether the one before is done or not: a step
@@ -80,7 +86,7 @@ pub(crate) struct Measured {
 /// in a row; the tail is always of single rounds.
 pub(crate) fn measure(budget: Duration, round: impl FnMut() -> Result<(), BenchError>) -> Result<Timing, BenchError> {
     let Measured { singles, p50_us } = measure_all(budget, round)?;
-    Ok(Timing { p50_us, p99_us: singles.timing().p99_us })
+    Ok(Timing { p50_us, ..singles.timing() })
 }
 
 /// As [`measure`], with all single rounds.

@@ -81,6 +81,12 @@ fn doomed_peer() {
 
 stepmesh_transport::conformance_suite!(fixture!(VerbsOptions::default()));
 
+#[test]
+fn ten_thousand_random_transfers_arrive_byte_for_byte() {
+    let soak = Soak { transfers: 10_000, largest: 64 << 10, lanes: 4, seed: 5, threads: true };
+    testing::soak(&mut fixture!(VerbsOptions::default()), &soak);
+}
+
 /// A device that takes no inline bytes sends them all the same, from a ring.
 #[test]
 fn stages_inline_bytes_that_the_device_does_not_take() {

@@ -1,6 +1,5 @@
 //! Other systems on the same machine in the same run, taking turns with ours.
 
-mod process;
 mod ucx;
 
 pub use ucx::{Ucx, UcxTest};
@@ -40,7 +39,7 @@ impl fmt::Display for Comparison {
         let peer = format!("{peer} {version}");
         write!(
             f,
-            "{:<12} {mode:<9} {bytes:>8} {ours_p50_us:>10.3} {:>10} {:>8}  {peer:<22} {peer_p50_us:>10.3} {:>8}  {ratio:>5.2}",
+            "{:<14} {mode:<9} {bytes:>8} {ours_p50_us:>10.3} {:>10} {:>8}  {peer:<22} {peer_p50_us:>10.3} {:>8}  {ratio:>5.2}",
             "against", "", "", ""
         )
     }

@@ -3,10 +3,9 @@
 //! It reports half of a round trip; here it is counted twice. Both of its processes are pinned to the CPUs that our ends
 //! are pinned to, and it runs as many round trips as take as long as ours.
 
-use super::process::{Process, find};
 use crate::BenchError;
 use crate::cpus::Cpus;
-use std::net::{Ipv4Addr, TcpListener};
+use crate::process::{Process, find, free_port};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -125,11 +124,6 @@ fn median_one_way_us(said: &str) -> Result<f64, BenchError> {
         peer: PROGRAM.into(),
         reason: format!("no median in what it says: {}", said.trim()),
     })
-}
-
-fn free_port() -> Result<u16, BenchError> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    Ok(port.map_err(BenchError::system("looking for a free port"))?.port())
 }
 
 #[cfg(test)]

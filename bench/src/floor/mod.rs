@@ -2,10 +2,12 @@
 
 mod cache_line;
 mod memcpy;
+mod perftest;
 mod slots;
 mod sockets;
 
 pub(crate) use cache_line::bounce;
 pub(crate) use memcpy::{Arena, Places, copies};
+pub(crate) use perftest::Perftest;
 pub(crate) use slots::slot_echo;
 pub(crate) use sockets::{exchange, pump};

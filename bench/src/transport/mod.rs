@@ -2,7 +2,8 @@
 //!
 //! Two ends in two threads, pinned to two CPUs, exchange writes-with-immediate and spin. Before and after every row the
 //! same bytes are moved by the barest means there are (module `floor`): a cache line that two cores bounce, `memcpy` into
-//! shared memory, two busy-polling sockets. A row whose floor has drifted meanwhile is taken again.
+//! shared memory, two busy-polling sockets. A row whose floor has drifted meanwhile is taken again. Over RDMA the floor
+//! is perftest, and the two take turns.
 //!
 //! No side looks at the payload while the clock runs, as in `ib_write_lat` and `ucx_perftest`; that it arrives is
 //! checked before.
@@ -12,6 +13,7 @@ mod pingpong;
 mod report;
 mod rows;
 mod stream;
+mod turns;
 
 pub use report::{Floor, Line, Mode, Operation, Row};
 
@@ -53,12 +55,22 @@ impl Options {
 
     /// How long each measurement takes.
     fn budget(&self) -> Duration {
-        Duration::from_millis(if self.quick { 15 } else { 300 })
+        Duration::from_millis(match (self.quick, self.provider) {
+            (false, _) => 300,
+            // perftest begins without a warm-up.
+            (true, Provider::Verbs) => 100,
+            (true, _) => 15,
+        })
     }
 
     /// How often a row is taken until its floor stands still.
     fn attempts(&self) -> usize {
         if self.quick { 1 } else { 3 }
+    }
+
+    /// How often ours and a floor that drifts take turns.
+    fn turns(&self) -> usize {
+        if self.quick { 2 } else { 5 }
     }
 
     /// How often ours and a peer take turns.
@@ -140,7 +152,11 @@ impl Run<'_> {
             |row: &Row| row.drift,
             |attempt| {
                 self.tell(Progress::Taking { number, of, attempt })?;
-                rows::take(plan, &mut self.pair, options.cpus, options.budget(), attempt)
+                let (pair, cpus, budget) = (&mut self.pair, options.cpus, options.budget());
+                match options.provider {
+                    Provider::Verbs => turns::take(plan, pair, cpus, budget, options.turns(), attempt),
+                    _ => rows::take(plan, pair, cpus, budget, attempt),
+                }
             },
         )
     }

@@ -4,11 +4,11 @@ use super::Mode;
 use crate::BenchError;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 use stepmesh_transport::{
     Access, Completion, Device, DeviceOptions, Endpoint, LinkId, LinkSecret, LinkSpec, Op, PostError, Provider, Region,
-    Remote, RemoteRegion, Side, Source, Work,
+    Remote, RemoteRegion, Side, Source, Work, verbs,
 };
 
 const CONNECT_SECONDS: u64 = 10;
@@ -22,6 +22,8 @@ pub(crate) fn window(bytes: usize) -> usize {
 pub(super) struct Pair {
     pub(super) provider: Provider,
     pub(super) ends: [End; 2],
+    /// The RDMA devices of the ends.
+    pub(super) rdma_devices: [String; 2],
 }
 
 /// One end. Apart from its neighbour, so that the two share no cache line.
@@ -30,6 +32,7 @@ pub(crate) struct End {
     device: Arc<dyn Device>,
     endpoint: Box<dyn Endpoint>,
     link: LinkId,
+    is_rdma: bool,
     seen: Vec<Completion>,
     /// How many of `seen` were looked at.
     looked_at: usize,
@@ -50,8 +53,10 @@ impl Pair {
         getrandom::fill(&mut secret)
             .map_err(|error| io::Error::other(error.to_string()))
             .map_err(BenchError::system("drawing a link secret"))?;
+        let own = [0, 1].map(|end| own(provider, options, end));
+        let rdma_devices = own.each_ref().map(|options| options.verbs.device.clone().unwrap_or_default());
         let open = |side| {
-            let device = stepmesh_transport::open(provider, options)?;
+            let device = stepmesh_transport::open(provider, &own[usize::from(side == Side::Passive)])?;
             let mut endpoint = device.endpoint()?;
             let (link, descriptor) =
                 endpoint.open(LinkSpec { incarnation: 1, secret: LinkSecret(secret), lanes: 1, side })?;
@@ -95,6 +100,7 @@ impl Pair {
                     device,
                     endpoint,
                     link,
+                    is_rdma: provider == Provider::Verbs,
                     seen: Vec::with_capacity(1024),
                     looked_at: 0,
                     source,
@@ -103,7 +109,7 @@ impl Pair {
                 })
             };
         let ends = [end(active, at_active, &granted_by_passive)?, end(passive, at_passive, &granted_by_active)?];
-        Ok(Self { provider, ends })
+        Ok(Self { provider, ends, rdma_devices })
     }
 
     /// Sends a pattern each way and compares what arrives.
@@ -134,6 +140,17 @@ impl Pair {
     }
 }
 
+/// The options of one end. Where nothing says otherwise, the two ends of RDMA are the first two devices.
+fn own(provider: Provider, options: &DeviceOptions, end: usize) -> DeviceOptions {
+    let mut options = options.clone();
+    if provider == Provider::Verbs && options.verbs.device.is_none() {
+        let names = verbs::device_names().unwrap_or_default();
+        let last = names.len().saturating_sub(1);
+        options.verbs.device = names.into_iter().nth(last.min(end));
+    }
+    options
+}
+
 impl End {
     /// Memory of this end's device that no peer is to see.
     pub(crate) fn allocate(&self, bytes: usize, access: Access) -> Result<Region, BenchError> {
@@ -148,16 +165,24 @@ impl End {
         };
         let source = Source::region(produced(mode, &self.source, &self.target), start..start + bytes);
         let remote = Some(Remote { region: &self.target, offset: place as u64 });
-        let chain = [Work { op: Op::WriteImmediate { source, remote, immediate }, signal: None }];
-        loop {
-            match self.endpoint.post(self.link, 0, &chain) {
-                Ok(()) => return Ok(()),
-                Err(PostError::WouldBlock) => {
-                    self.endpoint.poll(&mut self.seen)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        post(&mut *self.endpoint, self.link, &mut self.seen, Op::WriteImmediate { source, remote, immediate })
+    }
+
+    /// Writes `bytes` to the begin of the peer's memory, of which the last says `turn`, and tells nobody.
+    pub(super) fn write(&mut self, bytes: usize, turn: u8) -> Result<(), BenchError> {
+        self.source.write(bytes - 1, &[turn])?;
+        let op = Op::Write {
+            source: Source::region(&self.source, 0..bytes),
+            remote: Remote { region: &self.target, offset: 0 },
+        };
+        post(&mut *self.endpoint, self.link, &mut self.seen, op)
+    }
+
+    /// The last of `bytes` bytes at the begin of this end's memory, which the peer writes.
+    pub(super) fn last_byte(&self, bytes: usize) -> Result<&AtomicU8, BenchError> {
+        let place = self.landing.at(bytes - 1..bytes)?;
+        // SAFETY: one byte of a region that lives as long as this end; the device stores it as a whole.
+        Ok(unsafe { AtomicU8::from_ptr(place.as_ptr()) })
     }
 
     /// Sends a bare immediate.
@@ -209,7 +234,22 @@ impl End {
             if let Some(immediate) = self.look(over)? {
                 return Ok(immediate);
             }
-            std::hint::spin_loop();
+            // perftest gives no hint either; under emulation it costs more than the look.
+            if !self.is_rdma {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// Posts, as soon as there is room.
+fn post(endpoint: &mut dyn Endpoint, link: LinkId, seen: &mut Vec<Completion>, op: Op<'_>) -> Result<(), BenchError> {
+    let chain = [Work { op, signal: None }];
+    loop {
+        match endpoint.post(link, 0, &chain) {
+            Ok(()) => return Ok(()),
+            Err(PostError::WouldBlock) => endpoint.poll(seen).map(drop)?,
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Round trips over a provider: a write-with-immediate there, one of the same size back.
+//! Round trips over a provider: a write-with-immediate there, one of the same size back; or plain writes, of which each
+//! side polls the byte that lands last.
 
 use super::Mode;
-use super::pair::Pair;
+use super::pair::{End, Pair};
 use crate::timing::{Timing, measure};
 use crate::{BenchError, Cpus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const STROKE: u32 = 0;
@@ -39,4 +41,54 @@ pub(super) fn play(
         },
     )?;
     Ok(timing)
+}
+
+/// Says that this was the last write.
+const LAST_TURN: u8 = u8::MAX;
+/// Looks at memory between two at the link.
+const LOOKS: usize = 1 << 12;
+
+/// Plays with plain writes for a while.
+pub(super) fn play_plain(pair: &mut Pair, cpus: Cpus, bytes: usize, budget: Duration) -> Result<Timing, BenchError> {
+    for end in &pair.ends {
+        end.last_byte(bytes)?.store(0, Ordering::Release);
+    }
+    let [a, b] = &mut pair.ends;
+    let (timing, ()) = cpus.duel(
+        |over| {
+            let mut turn = 0;
+            let timing = measure(budget, || {
+                turn = (turn + 1) % LAST_TURN;
+                a.write(bytes, turn)?;
+                await_byte(a, bytes, over, |found| found == turn).map(drop)
+            })?;
+            a.write(bytes, LAST_TURN)?;
+            await_byte(a, bytes, over, |found| found == LAST_TURN)?;
+            Ok(timing)
+        },
+        |over| {
+            let mut turn = 0;
+            while turn != LAST_TURN {
+                turn = await_byte(b, bytes, over, |found| found != turn)?;
+                b.write(bytes, turn)?;
+            }
+            b.attend(over)
+        },
+    )?;
+    Ok(timing)
+}
+
+/// Spins until the last byte is as wanted.
+fn await_byte(end: &mut End, bytes: usize, over: &AtomicBool, wanted: impl Fn(u8) -> bool) -> Result<u8, BenchError> {
+    loop {
+        let byte = end.last_byte(bytes)?;
+        for _ in 0..LOOKS {
+            let found = byte.load(Ordering::Acquire);
+            if wanted(found) {
+                return Ok(found);
+            }
+            // No hint to the processor, as perftest gives none: under emulation it costs more than the look.
+        }
+        end.look(over)?;
+    }
 }

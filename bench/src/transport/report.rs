@@ -23,6 +23,9 @@ pub enum Operation {
     /// A write-with-immediate there, one of the same size back.
     #[serde(rename = "pingpong")]
     PingPong,
+    /// A plain write there, one of the same size back; each side polls the byte that lands last.
+    #[serde(rename = "pingpong_plain")]
+    PingPongPlain,
     /// Writes-with-immediate one after the other.
     Stream,
     /// The same in both directions at once.
@@ -73,7 +76,7 @@ pub struct Row {
     pub p99_us: f64,
     /// Bytes moved in the median time, of all directions, in 10⁹ bytes a second. Of a round trip: both ways.
     pub gbytes_per_s: f64,
-    /// What `ratio` refers to: the mean of before and after the row.
+    /// What `ratio` refers to: the mean of before and after the row, or the median of the rounds.
     pub floor: Floor,
     /// Ours / floor: times for round trips, bandwidths for streams.
     pub ratio: f64,
@@ -82,6 +85,9 @@ pub struct Row {
     /// The same work under other circumstances: memory that no cache holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cold: Option<Floor>,
+    /// Where ours and the floor took turns: ours and the floor of each round, in the unit of the floor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<[f64; 2]>,
 }
 
 fn by_name<S: serde::Serializer>(provider: &Provider, serializer: S) -> Result<S::Ok, S::Error> {
@@ -92,6 +98,7 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::PingPong => "pingpong",
+            Self::PingPongPlain => "pingpong_plain",
             Self::Stream => "stream",
             Self::StreamBoth => "stream_both",
         })
@@ -109,7 +116,7 @@ impl fmt::Display for Mode {
 
 impl Row {
     /// The head of the table that rows are lines of.
-    pub const HEAD: &'static str = "op           mode         bytes     p50 µs     p99 µs     GB/s  floor                    \
+    pub const HEAD: &'static str = "op             mode         bytes     p50 µs     p99 µs     GB/s  floor                    \
                                     floor µs     GB/s  ratio";
 }
 
@@ -119,7 +126,7 @@ impl fmt::Display for Row {
         let Self { op, mode, bytes, p50_us, p99_us, gbytes_per_s, floor, ratio, drift, cold, .. } = self;
         write!(
             f,
-            "{op:<12} {mode:<9} {bytes:>8} {p50_us:>10.3} {p99_us:>10.3} {gbytes_per_s:>8.2}  {:<22}",
+            "{op:<14} {mode:<9} {bytes:>8} {p50_us:>10.3} {p99_us:>10.3} {gbytes_per_s:>8.2}  {:<22}",
             floor.name
         )?;
         match floor.p50_us {

@@ -19,23 +19,25 @@ const CACHED: usize = 64 << 10;
 /// What a row measures.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    op: Operation,
-    mode: Mode,
-    bytes: usize,
+    pub(super) op: Operation,
+    pub(super) mode: Mode,
+    pub(super) bytes: usize,
 }
 
 /// The rows for a provider: round trips at every size, streams of the large ones. The suite's own sizes are streamed
-/// at 64 KiB and 1.75 MiB.
+/// at 64 KiB and 1.75 MiB; over RDMA, where round trips of the large ones say little, at 896 KiB, too.
 pub(super) fn plan(provider: Provider, sizes: &[usize]) -> Vec<Plan> {
     let modes: &[Mode] = if provider == Provider::Shm { &[Mode::Copy, Mode::InPlace] } else { &[Mode::Copy] };
     let round_trips =
         modes.iter().flat_map(|&mode| sizes.iter().map(move |&bytes| Plan { op: Operation::PingPong, mode, bytes }));
-    let skipped = |bytes: &&usize| **bytes == 896 << 10;
+    let skipped = |bytes: &&usize| **bytes == 896 << 10 && provider != Provider::Verbs;
+    let plain: &[usize] = if provider == Provider::Verbs { sizes } else { &[] };
+    let plain = plain.iter().map(|&bytes| Plan { op: Operation::PingPongPlain, mode: Mode::Copy, bytes });
     let streams = [Operation::Stream, Operation::StreamBoth].into_iter().flat_map(|op| {
         let streamed = sizes.iter().filter(|bytes| **bytes >= STREAMED && !skipped(bytes));
         streamed.map(move |&bytes| Plan { op, mode: Mode::Copy, bytes })
     });
-    round_trips.chain(streams).collect()
+    plain.chain(round_trips).chain(streams).collect()
 }
 
 /// Takes a row between two measurements of its floor.
@@ -50,6 +52,7 @@ pub(super) fn take(
     pair.check(mode, bytes)?;
     let (name, before) = bare(plan, pair, cpus, budget)?;
     let ours = match op {
+        Operation::PingPongPlain => Figure::round_trip(pingpong::play_plain(pair, cpus, bytes, budget)?, bytes),
         Operation::PingPong => Figure::round_trip(pingpong::play(pair, cpus, mode, bytes, budget)?, bytes),
         Operation::Stream => Figure::stream(&stream::flow(pair, cpus, bytes, false, budget)?, bytes),
         Operation::StreamBoth => Figure::stream(&stream::flow(pair, cpus, bytes, true, budget)?, bytes),
@@ -61,7 +64,7 @@ pub(super) fn take(
         (Provider::Shm, Mode::Copy) if bytes >= CACHED => {
             let timing = Arena::allocate(&pair.ends[0])?.copies(cpus, bytes, budget / 2)?;
             let cold = match op {
-                Operation::PingPong => Figure::round_trip(timing.plus(timing), bytes),
+                Operation::PingPong | Operation::PingPongPlain => Figure::round_trip(timing.plus(timing), bytes),
                 Operation::Stream => Figure::stream(&[timing], bytes),
                 Operation::StreamBoth => Figure::stream(&[timing, timing], bytes),
             };
@@ -81,6 +84,7 @@ pub(super) fn take(
         floor,
         drift,
         cold,
+        rounds: Vec::new(),
     })
 }
 
@@ -102,7 +106,7 @@ fn bare(plan: &Plan, pair: &Pair, cpus: Cpus, budget: Duration) -> Result<(&'sta
             let copies = floor::copies(&pair.ends, cpus, bytes, Places::Window, both, budget)?;
             ("memcpy_warm", Figure::stream(&copies, bytes))
         }
-        (_, Operation::PingPong, _) => {
+        (_, Operation::PingPong | Operation::PingPongPlain, _) => {
             ("socket_pair", Figure::round_trip(floor::exchange(cpus, [bytes; 2], budget)?, bytes))
         }
         _ => ("socket_pair", Figure::stream(&floor::pump(cpus, bytes, both, budget)?, bytes)),
@@ -111,40 +115,53 @@ fn bare(plan: &Plan, pair: &Pair, cpus: Cpus, budget: Duration) -> Result<(&'sta
 
 /// What was measured, ours or a floor's.
 #[derive(Clone, Copy, Debug)]
-struct Figure {
-    timing: Timing,
-    gbytes_per_s: f64,
+pub(super) struct Figure {
+    pub(super) timing: Timing,
+    pub(super) gbytes_per_s: f64,
 }
 
 impl Figure {
-    fn round_trip(timing: Timing, bytes: usize) -> Self {
+    pub(super) fn round_trip(timing: Timing, bytes: usize) -> Self {
         Self { timing, gbytes_per_s: rate(2 * bytes, timing) }
+    }
+
+    /// As [`Figure::stream`], with the bandwidths of the whole time instead of the median's.
+    pub(super) fn whole_stream(directions: &[Timing], bytes: usize) -> Self {
+        let mean = |timing: &Timing| Timing { p50_us: timing.mean_us, ..*timing };
+        let gbytes_per_s = directions.iter().map(|timing| rate(bytes, mean(timing))).sum();
+        Self { gbytes_per_s, ..Self::stream(directions, bytes) }
     }
 
     /// The bandwidths of all directions together; the times of the slower.
     fn stream(directions: &[Timing], bytes: usize) -> Self {
         let slower = |a: Timing, b: Timing| if a.p50_us < b.p50_us { b } else { a };
-        let timing = directions.iter().copied().reduce(slower).unwrap_or(Timing { p50_us: 0.0, p99_us: 0.0 });
+        let timing = directions.iter().copied().reduce(slower).unwrap_or_default();
         Self { timing, gbytes_per_s: directions.iter().map(|&timing| rate(bytes, timing)).sum() }
     }
 
     fn mean(&self, other: &Self) -> Self {
         let timing = self.timing.plus(other.timing);
         Self {
-            timing: Timing { p50_us: timing.p50_us / 2.0, p99_us: timing.p99_us / 2.0 },
+            timing: Timing { p50_us: timing.p50_us / 2.0, p99_us: timing.p99_us / 2.0, mean_us: timing.mean_us / 2.0 },
             gbytes_per_s: (self.gbytes_per_s + other.gbytes_per_s) / 2.0,
         }
     }
 
     /// What rows of `op` are judged by.
-    fn judged(&self, op: Operation) -> f64 {
-        if op == Operation::PingPong { self.timing.p50_us } else { self.gbytes_per_s }
+    pub(super) fn judged(&self, op: Operation) -> f64 {
+        if matches!(op, Operation::PingPong | Operation::PingPongPlain) {
+            self.timing.p50_us
+        } else {
+            self.gbytes_per_s
+        }
     }
 
-    fn floor(&self, name: &'static str, op: Operation, ours: &Self) -> Floor {
+    pub(super) fn floor(&self, name: &'static str, op: Operation, ours: &Self) -> Floor {
         let ratio = ours.judged(op) / self.judged(op);
         match op {
-            Operation::PingPong => Floor { name, p50_us: Some(self.timing.p50_us), gbytes_per_s: None, ratio },
+            Operation::PingPong | Operation::PingPongPlain => {
+                Floor { name, p50_us: Some(self.timing.p50_us), gbytes_per_s: None, ratio }
+            }
             _ => Floor { name, p50_us: None, gbytes_per_s: Some(self.gbytes_per_s), ratio },
         }
     }

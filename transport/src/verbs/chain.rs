@@ -5,7 +5,7 @@ use super::memory::Registered;
 use super::sys::*;
 use super::{INLINE_BYTES, lane};
 use crate::endpoint::check_fetch_add;
-use crate::{LinkId, Op, PostError, Provider, Region, Remote, Source, Target, Work};
+use crate::{LinkId, Op, PostError, Provider, Remote, Source, Target, Work};
 use std::sync::Arc;
 
 /// Refuses what cannot be, whatever the peer has granted; else how many work requests it takes.
@@ -43,7 +43,7 @@ pub(super) fn check(context: &Arc<Context>, link: LinkId, op: &Op<'_>) -> Result
         Some(remote) if remote.region.link != link => {
             invalid(format!("a region of {:?} in work for {link:?}", remote.region.link))
         }
-        _ => Ok(source.len().div_ceil(context.limits.message_bytes).max(1)),
+        _ => Ok(messages(source.len(), context)),
     }
 }
 
@@ -54,6 +54,12 @@ fn check_target<'a>(target: &Target<'a>) -> Result<Source<'a>, PostError> {
     } else {
         Err(PostError::Invalid("bytes would come to memory that was registered as read-only".into()))
     }
+}
+
+/// How many messages of the device so many bytes take.
+fn messages(bytes: usize, context: &Context) -> usize {
+    let most = context.limits.message_bytes;
+    if bytes <= most { 1 } else { bytes.div_ceil(most) }
 }
 
 /// One work request before it is written down.
@@ -98,7 +104,7 @@ pub(super) fn requests<'a>(
         (offset, if region.key >> 32 == u64::from(incarnation) { region.key as u32 } else { 0 })
     });
     let (len, most, signal) = (whole.len(), context.limits.message_bytes, work.signal);
-    let count = len.div_ceil(most).max(1);
+    let count = messages(len, context);
     (0..count).map(move |index| {
         let (done, last) = (index * most, index + 1 == count);
         let local = match whole {
@@ -119,6 +125,11 @@ pub(super) fn requests<'a>(
 }
 
 impl Request<'_> {
+    /// Its bytes go from here to the peer.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self.opcode, IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM)
+    }
+
     fn remote(&self) -> ibv_send_wr__bindgen_ty_2 {
         let (remote_addr, rkey) = (self.address, self.key);
         if self.opcode == IBV_WR_ATOMIC_FETCH_AND_ADD {
@@ -177,13 +188,5 @@ impl Scratch {
     /// How many requests come before `stopped`, one of the list.
     pub(super) fn before(&self, stopped: *const ibv_send_wr) -> usize {
         self.requests.iter().position(|request| std::ptr::eq(request, stopped)).unwrap_or(0)
-    }
-}
-
-/// The region that a request names.
-pub(super) fn region_of(source: &Source<'_>) -> Option<Region> {
-    match source {
-        Source::Region(region, _, len) if *len > 0 => Some((*region).clone()),
-        _ => None,
     }
 }

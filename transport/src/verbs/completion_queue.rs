@@ -9,7 +9,7 @@ use std::ptr;
 use std::sync::Arc;
 
 /// Completions that are taken at a time.
-pub(super) const BATCH: usize = 32;
+const BATCH: usize = 32;
 const FIRST_CAPACITY: usize = 4096;
 
 /// See the module.
@@ -22,9 +22,10 @@ pub(super) struct CompletionQueue {
     reserved: usize,
     /// Those of dead queue pairs, until the queue has been seen empty.
     retired: usize,
-    /// Taken from the queue by [`CompletionQueue::look`], for the next [`CompletionQueue::take`].
+    /// Taken from the queue by [`CompletionQueue::look`], and how many of them by [`CompletionQueue::next`].
     seen: [ibv_wc; BATCH],
     seen_len: usize,
+    taken: usize,
     poll: unsafe extern "C" fn(*mut ibv_cq, i32, *mut ibv_wc) -> i32,
     arm: unsafe extern "C" fn(*mut ibv_cq, i32) -> i32,
 }
@@ -57,6 +58,7 @@ impl CompletionQueue {
             retired: 0,
             seen: [ibv_wc::default(); BATCH],
             seen_len: 0,
+            taken: 0,
             poll,
             arm,
         };
@@ -107,27 +109,34 @@ impl CompletionQueue {
         self.retired += completions;
     }
 
-    /// Takes completions; how many. None means that the queue was empty.
-    pub(super) fn take(&mut self, out: &mut [ibv_wc; BATCH]) -> Result<usize, TransportError> {
-        if !self.look()? {
-            self.retired = 0;
-            return Ok(0);
-        }
-        out[..self.seen_len].copy_from_slice(&self.seen[..self.seen_len]);
-        Ok(std::mem::take(&mut self.seen_len))
+    /// The next of the completions that were taken from the queue together.
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<ibv_wc> {
+        let next = self.seen[..self.seen_len].get(self.taken).copied()?;
+        self.taken += 1;
+        Some(next)
+    }
+
+    /// Whether the last look brought as many as can be taken together: there may be more.
+    pub(super) fn was_full(&self) -> bool {
+        self.seen_len == BATCH
     }
 
     /// Whether there is something to take.
+    #[inline]
     pub(super) fn look(&mut self) -> Result<bool, TransportError> {
-        if self.seen_len == 0 {
+        if self.taken == self.seen_len {
             // SAFETY: the queue exists, and `seen` has room for as many completions as are asked for.
             let count = unsafe { (self.poll)(self.raw, BATCH as i32, self.seen.as_mut_ptr()) };
             let Ok(count) = usize::try_from(count) else {
                 return Err(TransportError::system(format!("polling {}", self.context.name), rustix::io::Errno::IO));
             };
-            self.seen_len = count;
+            (self.seen_len, self.taken) = (count, 0);
+            if count == 0 {
+                self.retired = 0;
+            }
         }
-        Ok(self.seen_len > 0)
+        Ok(self.taken < self.seen_len)
     }
 
     /// Asks for an event at the next completion. What completed before makes none: look again.

@@ -8,6 +8,7 @@ use super::control::{self, Control, Message};
 use super::descriptor::{Granted, LinkHalf};
 use super::link::{Link, Phase};
 use super::memory::Grant;
+use super::progress::Clock;
 use super::sleep::Sleep;
 use crate::{
     Access, Completion, Descriptor, Disconnect, Endpoint, LinkId, LinkSpec, Placement, PostError, Provider, Region,
@@ -33,6 +34,7 @@ pub(super) struct VerbsEndpoint {
     scratch: Scratch,
     sleep: Sleep,
     spin: Duration,
+    pub(super) clock: Clock,
     /// No deadline is earlier than this.
     pub(super) due: Option<Instant>,
     /// The context's losses that the links were told of.
@@ -55,6 +57,7 @@ impl VerbsEndpoint {
             scratch: Scratch::new(context.limits.queue_depth),
             sleep,
             spin,
+            clock: Clock::new(),
             due: None,
             losses: context.losses(),
         })
@@ -192,6 +195,7 @@ impl Endpoint for VerbsEndpoint {
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.clock.wind();
         let start = Instant::now();
         let timeout = self.due.map_or(timeout, |due| timeout.min(due.saturating_duration_since(start)));
         let spin = self.spin.min(timeout);

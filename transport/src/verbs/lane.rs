@@ -144,15 +144,21 @@ impl Lane {
     /// Adds one request to the list, and to what is posted.
     fn write_down(&mut self, request: &chain::Request<'_>, scratch: &mut Scratch) -> Result<(), TransportError> {
         let sequence = self.oldest.wrapping_add(self.posted.len() as u16);
-        let mut flags = 0;
-        let piece = match request.local {
-            local if local.is_empty() => ibv_sge::default(),
-            Source::Inline(bytes) if bytes.len() <= self.pair.shape().inline => {
-                flags |= IBV_SEND_INLINE;
-                ibv_sge { addr: bytes.as_ptr() as u64, length: bytes.len() as u32, lkey: 0 }
+        let inline = self.pair.shape().inline;
+        let copied = |bytes: *const u8, len| (IBV_SEND_INLINE, ibv_sge { addr: bytes as u64, length: len, lkey: 0 });
+        let mut region = None;
+        let (mut flags, piece) = match request.local {
+            local if local.is_empty() => (0, ibv_sge::default()),
+            Source::Inline(bytes) if bytes.len() <= inline => copied(bytes.as_ptr(), bytes.len() as u32),
+            Source::Inline(bytes) => (0, self.stage(sequence, bytes)?),
+            // What is little costs the device less when it comes with the request.
+            Source::Region(source, start, len) if len <= inline && request.is_write() && !source.on_device() => {
+                copied(source.base().as_ptr().wrapping_add(start), len as u32)
             }
-            Source::Inline(bytes) => self.stage(sequence, bytes)?,
-            Source::Region(region, start, len) => self.piece(region, start, len)?,
+            Source::Region(source, start, len) => {
+                region = Some(source.clone());
+                (0, self.piece(source, start, len)?)
+            }
         };
         self.unsignalled += 1;
         if request.token.is_some() || self.unsignalled >= self.depth / 4 {
@@ -160,7 +166,6 @@ impl Lane {
             self.unsignalled = 0;
         }
         scratch.push(id(self.link, self.number) | u64::from(sequence), flags, request, piece);
-        let region = chain::region_of(&request.local);
         self.posted.push_back(Posted { token: request.token, goes_on: request.goes_on, _region: region });
         Ok(())
     }

@@ -21,8 +21,8 @@
 //! the peer's device refuses ends a link as refused only when the peer says so, too (within a second): the device of a
 //! process that is being killed may withdraw its memory first.
 //!
-//! A posted source region is kept alive until a later signalled request of its lane completes, at most a quarter of the
-//! queue depth behind.
+//! Little that is written from a region is copied at the post as well. Any other source region is kept alive until a
+//! later signalled request of its lane completes, at most a quarter of the queue depth behind.
 
 mod chain;
 mod completion_queue;

@@ -1,6 +1,5 @@
 //! What the device brings to an endpoint: completions, messages of the peers, silence, deadlines; and how links end.
 
-use super::completion_queue::BATCH;
 use super::control::{self, Message};
 use super::endpoint::VerbsEndpoint;
 use super::lane::SEND;
@@ -32,23 +31,18 @@ impl About {
 impl VerbsEndpoint {
     /// Takes what has completed, and does what is due.
     pub(super) fn progress(&mut self, completions: &mut Vec<Completion>) -> Result<(), TransportError> {
-        let limit = completions.len() + COMPLETIONS_PER_POLL - BATCH;
-        let mut batch = [ibv_wc::default(); BATCH];
-        while completions.len() < limit {
-            let count = self.queue.take(&mut batch)?;
-            if count == 0 {
+        let limit = completions.len() + COMPLETIONS_PER_POLL;
+        let now = self.clock.look();
+        while completions.len() < limit && self.queue.look()? {
+            while let Some(completion) = self.queue.next() {
+                self.take(&completion, now, completions);
+            }
+            if !self.queue.was_full() {
                 break;
             }
-            let now = Instant::now();
-            for completion in &batch[..count] {
-                self.take(completion, now, completions);
-            }
         }
-        if let Some(due) = self.due {
-            let now = Instant::now();
-            if now >= due {
-                self.expire(now, completions);
-            }
+        if self.due.is_some_and(|due| now >= due) {
+            self.expire(now, completions);
         }
         Ok(())
     }
@@ -71,6 +65,7 @@ impl VerbsEndpoint {
         if status == IBV_WC_SUCCESS {
             (link.heard, link.asked) = (now, None);
         }
+        let settled = status == IBV_WC_SUCCESS && !matches!(link.phase, Phase::Ending { .. });
         if lane == CONTROL {
             return self.take_control(id, sent.is_some(), status, immediate, completions);
         }
@@ -107,7 +102,9 @@ impl VerbsEndpoint {
                 }
             }
         }
-        self.settle(id, now, completions);
+        if !settled {
+            self.settle(id, now, completions);
+        }
     }
 
     /// Why a link ends of which work failed, and what to tell the peer.
@@ -299,6 +296,44 @@ impl VerbsEndpoint {
             self.end(id, Disconnect::NotConnected(why.into()), None);
             self.settle(id, now, completions);
         }
+    }
+}
+
+/// The time, for polls: reading it takes longer than an empty poll does, so polls that follow each other closely share a
+/// look at it.
+pub(super) struct Clock {
+    now: Instant,
+    /// Polls that go by what was seen last.
+    shared: u8,
+}
+
+/// Polls that share a look, if as many as that took less than the time.
+const SHARED: u8 = 16;
+const CLOSELY: Duration = Duration::from_micros(500);
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self { now: Instant::now(), shared: 0 }
+    }
+
+    /// Looks next time, as time has passed.
+    pub(super) fn wind(&mut self) {
+        self.shared = 0;
+    }
+
+    /// The time of now or, while polls follow closely, of a moment ago.
+    #[inline]
+    fn look(&mut self) -> Instant {
+        if self.shared > 0 {
+            self.shared -= 1;
+            return self.now;
+        }
+        let now = Instant::now();
+        if now - self.now < CLOSELY {
+            self.shared = SHARED;
+        }
+        self.now = now;
+        now
     }
 }
 

@@ -2,39 +2,50 @@
 
 use crate::BenchError;
 use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The program of that name in `PATH`.
-pub(super) fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// A process that ends with this value.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     name: String,
 }
 
 impl Process {
     /// Starts it; what it says on standard output can be had at its end.
-    pub(super) fn start(command: &mut Command) -> Result<Self, BenchError> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self, BenchError> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.map_err(|error| BenchError::Peer { peer: name.clone(), reason: error.to_string() })?;
         Ok(Self { child, name })
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits for its end; what it said on standard output if it ended well. It must not say more than a pipe holds.
-    pub(super) fn finish(mut self, deadline: Instant) -> Result<String, BenchError> {
+    pub(crate) fn finish(mut self, deadline: Instant) -> Result<String, BenchError> {
+        // Seldom, as what it measures would feel it.
+        let mut pause = Duration::from_millis(5);
         let failed = |reason| BenchError::Peer { peer: self.name.clone(), reason };
         let status = loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => break status,
                 Ok(None) if Instant::now() >= deadline => return Err(failed("it did not end in time".into())),
-                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(80));
+                }
                 Err(error) => return Err(failed(error.to_string())),
             }
         };
@@ -55,6 +66,12 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A port of loopback on which nobody listens.
+pub(crate) fn free_port() -> Result<u16, BenchError> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    Ok(port.map_err(BenchError::system("looking for a free port"))?.port())
 }
 
 #[cfg(test)]

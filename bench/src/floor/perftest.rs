@@ -5,7 +5,7 @@
 //! run as two processes, between the same devices and on the same CPUs as our two ends. perftest reports half of a round
 //! trip; here it is counted twice.
 
-use crate::process::{Process, free_port};
+use crate::process::{Process, find, free_port};
 use crate::timing::Timing;
 use crate::{BenchError, Cpus};
 use std::process::Command;
@@ -27,8 +27,14 @@ pub(crate) struct Perftest<'a> {
 
 impl<'a> Perftest<'a> {
     /// Between two devices, each end on its CPU.
-    pub(crate) fn new(devices: &'a [String; 2], cpus: Cpus) -> Self {
-        Self { devices, cpus }
+    pub(crate) fn new(devices: &'a [String; 2], cpus: Cpus) -> Result<Self, BenchError> {
+        for program in ["ib_write_lat", "ib_send_lat", "ib_write_bw"] {
+            find(program).ok_or_else(|| BenchError::Peer {
+                peer: program.into(),
+                reason: "not found; the floor of RDMA is taken by perftest (Debian: perftest)".into(),
+            })?;
+        }
+        Ok(Self { devices, cpus })
     }
 
     /// So many round trips of `bytes` each way, by `ib_write_lat` or `ib_send_lat`.
@@ -40,8 +46,7 @@ impl<'a> Perftest<'a> {
     /// 10⁹ bytes a second of so many plain writes one after the other, of both directions together.
     pub(crate) fn stream(&self, bytes: usize, both: bool, count: u64) -> Result<f64, BenchError> {
         const PROGRAM: &str = "ib_write_bw";
-        let options: &[&str] = if both { &["--report_gbits", "-b"] } else { &["--report_gbits"] };
-        let said = self.run(PROGRAM, bytes, count, options)?;
+        let said = self.run(PROGRAM, bytes, count, if both { &["-b"] } else { &[] })?;
         bandwidth(&said).ok_or_else(|| odd(PROGRAM, &said))
     }
 
@@ -105,10 +110,10 @@ fn round_trip(said: &str) -> Option<Timing> {
     }
 }
 
-/// From bytes, iterations, peak and mean in 10⁹ bits a second, and messages.
+/// From bytes, iterations, peak and mean in 2²⁰ bytes a second (it says MB), and messages.
 fn bandwidth(said: &str) -> Option<f64> {
     match last_figures(said)[..] {
-        [_, _, _, mean, _] if mean > 0.0 => Some(mean / 8.0),
+        [_, _, _, mean, _] if mean > 0.0 => Some(mean * f64::from(1 << 20) / 1e9),
         _ => None,
     }
 }
@@ -134,8 +139,8 @@ mod tests {
 ---------------------------------------------------------------------------------------
 ";
     const BANDWIDTH: &str = "\
- #bytes     #iterations    BW peak[Gb/sec]    BW average[Gb/sec]   MsgRate[Mpps]
- 65536      200              0.40               0.32   \t\t   0.000610
+ #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]
+ 65536      200              43.25              31.25  \t\t   0.000500
 ";
 
     #[test]
@@ -146,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn bits_become_bytes() {
-        assert_eq!(bandwidth(BANDWIDTH), Some(0.04));
+    fn its_megabytes_are_powers_of_two() {
+        assert_eq!(bandwidth(BANDWIDTH), Some(0.032768));
         assert!(bandwidth(LATENCY).is_none());
     }
 }

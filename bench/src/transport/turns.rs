@@ -20,7 +20,7 @@ pub(super) fn take(
 ) -> Result<Row, BenchError> {
     let &Plan { op, mode, bytes } = plan;
     let devices = pair.rdma_devices.clone();
-    let perftest = Perftest::new(&devices, cpus);
+    let perftest = Perftest::new(&devices, cpus)?;
     let mut figures = Vec::with_capacity(rounds);
     pair.check(mode, bytes)?;
     for _ in 0..rounds {

@@ -19,6 +19,8 @@ mod faults;
 mod memory;
 #[path = "verbs/packets.rs"]
 mod packets;
+#[path = "verbs/rails.rs"]
+mod rails;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,14 +31,18 @@ use stepmesh_transport::{Device, DeviceOptions, Provider, TransportError};
 /// The devices, in turn.
 struct Verbs {
     names: Vec<String>,
+    /// The first device of the next member, and how far its follower's is from it.
     next: usize,
+    step: usize,
+    /// How many each member takes as its rails.
+    rails: usize,
     options: VerbsOptions,
 }
 
 impl Verbs {
     fn with(options: VerbsOptions) -> Option<Self> {
         match verbs::device_names() {
-            Ok(names) => Some(Self { names, next: 0, options }),
+            Ok(names) => Some(Self { names, next: 0, step: 1, rails: 1, options }),
             Err(why) => {
                 assert!(std::env::var_os("STEPMESH_REQUIRE_RDMA").is_none(), "{why}");
                 println!("skipped: {why}");
@@ -45,8 +51,8 @@ impl Verbs {
         }
     }
 
-    fn open(&self, name: &str) -> Arc<dyn Device> {
-        open(VerbsOptions { device: Some(name.into()), ..self.options.clone() }).expect("an RDMA device")
+    fn open(&self, names: &[String]) -> Arc<dyn Device> {
+        open(VerbsOptions { devices: names.to_vec(), ..self.options.clone() }).expect("an RDMA device")
     }
 }
 
@@ -56,9 +62,10 @@ fn open(verbs: VerbsOptions) -> Result<Arc<dyn Device>, TransportError> {
 
 impl Fixture for Verbs {
     fn device(&mut self) -> Arc<dyn Device> {
-        let name = &self.names[self.next % self.names.len()];
-        self.next += 1;
-        self.open(name)
+        let mut names = self.names.clone();
+        names.rotate_left(self.next % self.names.len());
+        self.next += self.step;
+        self.open(&names[..self.rails])
     }
 
     /// Two pollers that never rest starve Soft-RoCE's workers.
@@ -75,7 +82,7 @@ impl Fixture for Verbs {
 #[test]
 fn doomed_peer() {
     if let Some(fixture) = Verbs::with(VerbsOptions::default()) {
-        testing::child::serve(|| fixture.open(fixture.names.last().expect("a device")));
+        testing::child::serve(|| fixture.open(&fixture.names[fixture.names.len() - 1..]));
     }
 }
 

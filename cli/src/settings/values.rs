@@ -45,6 +45,37 @@ impl fmt::Display for Precision {
     }
 }
 
+/// Names, at least one, with commas between them.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub(crate) struct Names(Vec<String>);
+
+impl FromStr for Names {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        if names.iter().any(String::is_empty) {
+            return Err(format!("`{text}` is not a list of names with commas between them"));
+        }
+        Ok(Self(names))
+    }
+}
+
+impl TryFrom<String> for Names {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Names> for Vec<String> {
+    fn from(names: Names) -> Self {
+        names.0
+    }
+}
+
 /// When an FFN instance releases a batch.
 #[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(try_from = "String")]
@@ -131,6 +162,14 @@ impl From<ReleasePolicy> for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_have_commas_between_them() {
+        let names = |text: &str| text.parse::<Names>().map(Vec::from);
+        assert_eq!(names("mlx5_0, mlx5_1:2").unwrap(), ["mlx5_0", "mlx5_1:2"]);
+        assert_eq!(names("mlx5_0").unwrap(), ["mlx5_0"]);
+        assert!(names("").is_err() && names("mlx5_0,").unwrap_err().contains("commas"));
+    }
 
     #[test]
     fn a_policy_reads_what_it_writes() {

@@ -8,25 +8,29 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 const VERSION: u8 = 1;
-const LINK_BYTES: usize = 40;
+const LINK_BYTES: usize = 16;
+const PORT_BYTES: usize = 20;
 const HALF_BYTES: usize = 8;
 const PROOF_BYTES: usize = 32;
-const REGION_BYTES: usize = 19;
+const REGION_BYTES: usize = 16;
+const KEY_BYTES: usize = 4;
 
 /// A link's half: where it is, and its queue pairs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkHalf {
     pub(super) incarnation: u32,
-    pub(super) port: PeerPort,
+    /// Of its rails, 1 to as many as there are lanes.
+    pub(super) ports: Vec<PeerPort>,
     pub(super) control: Half,
     pub(super) lanes: Vec<Half>,
 }
 
-/// What was granted under which key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was granted under which keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Granted {
     pub(super) incarnation: u32,
-    pub(super) key: u32,
+    /// One for each rail of the granter's half.
+    pub(super) keys: Vec<u32>,
     pub(super) len: u64,
     pub(super) access: Access,
 }
@@ -68,15 +72,21 @@ pub(super) fn control_tag(spec: &LinkSpec) -> u32 {
 }
 
 impl LinkHalf {
-    /// Version, `L`, lanes, path MTU, incarnation, reads, zero, LID, GID, control, zero, lanes; the proof.
+    /// The port of a lane.
+    pub(super) fn port_of(&self, lane: usize) -> &PeerPort {
+        &self.ports[lane % self.ports.len()]
+    }
+
+    /// Version, `L`, lanes, ports, incarnation; path MTU, reads, LID and GID of each port; number and first packet of
+    /// the control queue pair and of each lane; the proof.
     pub(super) fn encode(&self, spec: &LinkSpec) -> Descriptor {
-        let PeerPort { lid, gid, mtu, reads } = self.port;
-        let mut bytes = vec![VERSION, b'L', self.lanes.len() as u8, mtu];
+        let mut bytes = vec![VERSION, b'L', self.lanes.len() as u8, self.ports.len() as u8];
         bytes.extend(self.incarnation.to_le_bytes());
-        bytes.extend([reads, 0]);
-        bytes.extend(lid.to_le_bytes());
-        bytes.extend(gid);
-        bytes.extend([0; 4]);
+        for PeerPort { lid, gid, mtu, reads } in &self.ports {
+            bytes.extend([*mtu, *reads]);
+            bytes.extend(lid.to_le_bytes());
+            bytes.extend(gid);
+        }
         for half in [&self.control].into_iter().chain(&self.lanes) {
             bytes.extend(half.number.to_le_bytes());
             bytes.extend(half.first_packet.to_le_bytes());
@@ -90,19 +100,25 @@ impl LinkHalf {
     /// The half that `bytes` describe, and whether the peer's side of `spec` made them.
     pub(super) fn decode(bytes: &[u8], spec: &LinkSpec) -> Result<(Self, bool), TransportError> {
         check_kind(bytes, b'L', "link")?;
-        let lanes = usize::from(*bytes.get(2).unwrap_or(&0));
-        let len = LINK_BYTES + lanes * HALF_BYTES + PROOF_BYTES;
-        if lanes == 0 || lanes > usize::from(MAX_LANES) || bytes.len() != len {
-            return Err(refuse(format!("a link of {lanes} lanes has {len} bytes, this has {}", bytes.len())));
+        let [lanes, ports] = [2, 3].map(|at| usize::from(*bytes.get(at).unwrap_or(&0)));
+        let len = LINK_BYTES + ports * PORT_BYTES + lanes * HALF_BYTES + PROOF_BYTES;
+        let can_be = (1..=usize::from(MAX_LANES)).contains(&lanes) && (1..=lanes).contains(&ports);
+        if !can_be || bytes.len() != len {
+            let what = format!("a link of {lanes} lanes on {ports} ports has {len} bytes, this has {}", bytes.len());
+            return Err(refuse(what));
         }
         let (body, proof) = bytes.split_at(len - PROOF_BYTES);
         let half = |at: usize| Half {
             number: u32::from_le_bytes(field(body, at)),
             first_packet: u32::from_le_bytes(field(body, at + 4)),
         };
-        let port =
-            PeerPort { mtu: body[3], reads: body[8], lid: u16::from_le_bytes(field(body, 10)), gid: field(body, 12) };
-        if !(1..=5).contains(&port.mtu) {
+        let port = |index: usize| {
+            let at = LINK_BYTES - HALF_BYTES + index * PORT_BYTES;
+            let lid = u16::from_le_bytes(field(body, at + 2));
+            PeerPort { mtu: body[at], reads: body[at + 1], lid, gid: field(body, at + 4) }
+        };
+        let ports: Vec<_> = (0..ports).map(port).collect();
+        if let Some(port) = ports.iter().find(|port| !(1..=5).contains(&port.mtu)) {
             return Err(refuse(format!("there is no path MTU {}", port.mtu)));
         }
         let peer = match spec.side {
@@ -112,40 +128,42 @@ impl LinkHalf {
         let proven = keyed_hash(&spec.secret, peer, &[body]).is_some_and(|mac| mac.verify_slice(proof).is_ok());
         let link = Self {
             incarnation: u32::from_le_bytes(field(body, 4)),
-            port,
-            control: half(LINK_BYTES - HALF_BYTES),
-            lanes: (0..lanes).map(|lane| half(LINK_BYTES + lane * HALF_BYTES)).collect(),
+            control: half(LINK_BYTES - HALF_BYTES + ports.len() * PORT_BYTES),
+            lanes: (0..lanes).map(|lane| half(LINK_BYTES + ports.len() * PORT_BYTES + lane * HALF_BYTES)).collect(),
+            ports,
         };
         Ok((link, proven))
     }
 }
 
 impl Granted {
-    /// Version, `R`, incarnation, key, length, access.
+    /// Version, `R`, access, keys, incarnation, length; the key of each rail.
     pub(super) fn encode(&self) -> Descriptor {
-        let mut bytes = vec![VERSION, b'R'];
+        let access = if self.access == Access::PeerWrite { 2 } else { 1 };
+        let mut bytes = vec![VERSION, b'R', access, self.keys.len() as u8];
         bytes.extend(self.incarnation.to_le_bytes());
-        bytes.extend(self.key.to_le_bytes());
         bytes.extend(self.len.to_le_bytes());
-        bytes.push(if self.access == Access::PeerWrite { 2 } else { 1 });
+        bytes.extend(self.keys.iter().flat_map(|key| key.to_le_bytes()));
         bytes
     }
 
     /// The grant that `bytes` describe.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, TransportError> {
         check_kind(bytes, b'R', "region")?;
-        if bytes.len() != REGION_BYTES {
-            return Err(refuse(format!("a region has {REGION_BYTES} bytes, this has {}", bytes.len())));
+        let keys = usize::from(*bytes.get(3).unwrap_or(&0));
+        let len = REGION_BYTES + keys * KEY_BYTES;
+        if keys == 0 || bytes.len() != len {
+            return Err(refuse(format!("a region of {keys} keys has {len} bytes, this has {}", bytes.len())));
         }
-        let access = match bytes[18] {
+        let access = match bytes[2] {
             1 => Access::PeerRead,
             2 => Access::PeerWrite,
             other => return Err(refuse(format!("unknown access {other}"))),
         };
         Ok(Self {
-            incarnation: u32::from_le_bytes(field(bytes, 2)),
-            key: u32::from_le_bytes(field(bytes, 6)),
-            len: u64::from_le_bytes(field(bytes, 10)),
+            incarnation: u32::from_le_bytes(field(bytes, 4)),
+            keys: (0..keys).map(|key| u32::from_le_bytes(field(bytes, REGION_BYTES + key * KEY_BYTES))).collect(),
+            len: u64::from_le_bytes(field(bytes, 8)),
             access,
         })
     }
@@ -158,8 +176,9 @@ mod tests {
 
     fn example() -> (LinkHalf, LinkSpec) {
         let half = |number| Half { number, first_packet: number * 7 };
-        let port = PeerPort { lid: 5, gid: [9; 16], mtu: 5, reads: 16 };
-        let link = LinkHalf { incarnation: 7, port, control: half(1), lanes: vec![half(2), half(3)] };
+        let port = |lid| PeerPort { lid, gid: [lid as u8; 16], mtu: 5, reads: 16 };
+        let ports = vec![port(5), port(6)];
+        let link = LinkHalf { incarnation: 7, ports, control: half(1), lanes: vec![half(2), half(3)] };
         (link, LinkSpec { incarnation: 7, secret: LinkSecret([3; 16]), lanes: 2, side: Side::Passive })
     }
 
@@ -168,7 +187,7 @@ mod tests {
         let (link, spec) = example();
         let other = LinkSpec { side: Side::Active, ..spec };
         assert_eq!(LinkHalf::decode(&link.encode(&spec), &other).unwrap(), (link.clone(), true));
-        let granted = Granted { incarnation: 7, key: 1 << 30, len: 12, access: Access::PeerWrite };
+        let granted = Granted { incarnation: 7, keys: vec![1 << 30, 5], len: 12, access: Access::PeerWrite };
         assert_eq!(Granted::decode(&granted.encode()).unwrap(), granted);
         assert!(LinkHalf::decode(&granted.encode(), &other).is_err());
         assert!(Granted::decode(&link.encode(&spec)).is_err());
@@ -190,11 +209,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_refused_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..160), lanes in 0..10u8) {
+        fn any_bytes_are_refused_without_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..320), lanes in 0..10u8, ports in 0..10u8,
+        ) {
             let spec = example().1;
             let _ = (LinkHalf::decode(&bytes, &spec), Granted::decode(&bytes));
-            bytes.resize(LINK_BYTES + usize::from(lanes) * HALF_BYTES + PROOF_BYTES, 0);
-            bytes[..3].copy_from_slice(&[VERSION, b'L', lanes]);
+            let len = LINK_BYTES + usize::from(ports) * PORT_BYTES + usize::from(lanes) * HALF_BYTES + PROOF_BYTES;
+            bytes.resize(len, 0);
+            bytes[..4].copy_from_slice(&[VERSION, b'L', lanes, ports]);
             if let Ok((_, proven)) = LinkHalf::decode(&bytes, &spec) {
                 prop_assert!(!proven);
             }

@@ -1,18 +1,18 @@
 //! One link of an endpoint: its queue pairs, what it has granted, and where it is in its life.
 
-use super::completion_queue::CompletionQueue;
-use super::context::Context;
 use super::control::{self, Control, Message};
 use super::descriptor::{LinkHalf, control_tag};
+use super::endpoint::Rail;
 use super::lane::{self, Lane};
 use super::memory::Grant;
 use super::queue_pair::PeerPort;
 use crate::{Descriptor, Disconnect, LinkId, LinkSpec, TransportError};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// The lane number in the ids of the control queue pair's completions.
 pub(super) const CONTROL: u8 = u8::MAX;
+/// The rail of all control queue pairs, which is lane 0's.
+pub(super) const CONTROL_RAIL: usize = 0;
 
 /// Where a link is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(super) struct Link {
     pub(super) grants: Vec<Grant>,
     pub(super) control: Option<Control>,
     pub(super) spec: LinkSpec,
+    /// How many rails it uses: of an endpoint's, no more than there are lanes.
+    rails: usize,
     pub(super) phase: Phase,
     /// The peer's half, once it is known.
     pub(super) peer: Option<LinkHalf>,
@@ -52,50 +54,54 @@ pub(super) struct Link {
 
 impl Link {
     /// A link whose queue pairs exist and wait to be connected.
-    pub(super) fn new(
-        context: &Arc<Context>,
-        queue: &mut CompletionQueue,
-        id: LinkId,
-        spec: LinkSpec,
-    ) -> Result<Self, TransportError> {
+    pub(super) fn new(rails: &mut [Rail], id: LinkId, spec: LinkSpec) -> Result<Self, TransportError> {
         let mut link = Self {
             lanes: Vec::with_capacity(spec.lanes.into()),
             grants: Vec::new(),
             control: None,
             spec,
+            rails: rails.len().min(spec.lanes.into()),
             phase: Phase::Opened,
             peer: None,
             heard: Instant::now(),
             asked: None,
             has_spoken: false,
         };
-        let made = link.make_pairs(context, queue, id);
+        let made = link.make_pairs(rails, id);
         if made.is_err() {
-            link.drop_lanes(context, queue);
-            link.drop_control(queue);
+            link.drop_lanes(rails);
+            link.drop_control(rails);
         }
         made.map(|()| link)
     }
 
-    fn make_pairs(
-        &mut self,
-        context: &Arc<Context>,
-        queue: &mut CompletionQueue,
-        id: LinkId,
-    ) -> Result<(), TransportError> {
-        self.control = Some(Control::new(context, queue, lane::id(id, CONTROL), control_tag(&self.spec))?);
+    fn make_pairs(&mut self, rails: &mut [Rail], id: LinkId) -> Result<(), TransportError> {
+        self.control = Some(Control::new(&mut rails[CONTROL_RAIL], lane::id(id, CONTROL), control_tag(&self.spec))?);
         for number in 0..self.spec.lanes {
-            self.lanes.push(Lane::new(context, queue, id, number)?);
+            self.lanes.push(Lane::new(&mut rails[self.rail_of(number)], id, number)?);
         }
         Ok(())
     }
 
+    /// The rail of a lane.
+    pub(super) fn rail_of(&self, lane: u8) -> usize {
+        usize::from(lane) % self.rails
+    }
+
+    /// The rails that it uses, of its endpoint's.
+    pub(super) fn rails<'a>(&self, all: &'a [Rail]) -> &'a [Rail] {
+        &all[..self.rails]
+    }
+
     /// Its descriptor.
-    pub(super) fn describe(&self, context: &Context) -> Option<Descriptor> {
-        let port = &context.port;
+    pub(super) fn describe(&self, rails: &[Rail]) -> Option<Descriptor> {
+        let port = |rail: &Rail| {
+            let (port, reads) = (&rail.context.port, rail.context.limits.reads);
+            PeerPort { lid: port.lid, gid: port.gid, mtu: port.mtu as u8, reads }
+        };
         let half = LinkHalf {
             incarnation: self.spec.incarnation,
-            port: PeerPort { lid: port.lid, gid: port.gid, mtu: port.mtu as u8, reads: context.limits.reads },
+            ports: self.rails(rails).iter().map(port).collect(),
             control: self.control.as_ref()?.half(),
             lanes: self.lanes.iter().map(Lane::half).collect(),
         };
@@ -105,10 +111,10 @@ impl Link {
     /// Connects the queue pairs to the peer's.
     pub(super) fn connect(&mut self) -> Result<(), TransportError> {
         let (Some(peer), Some(control)) = (&self.peer, &self.control) else { return Ok(()) };
-        for (lane, &half) in self.lanes.iter().zip(&peer.lanes) {
-            lane.connect(&peer.port, half)?;
+        for (number, (lane, &half)) in self.lanes.iter().zip(&peer.lanes).enumerate() {
+            lane.connect(peer.port_of(number), half)?;
         }
-        control.connect(&peer.port, peer.control)
+        control.connect(peer.port_of(CONTROL_RAIL), peer.control)
     }
 
     /// Whether the peer may have heard of this end.
@@ -141,16 +147,19 @@ impl Link {
     }
 
     /// Destroys the lanes and withdraws the grants: from here on the peer reaches no memory.
-    pub(super) fn drop_lanes(&mut self, context: &Context, queue: &mut CompletionQueue) {
-        queue.retire(self.lanes.len() * lane::completions(context));
+    pub(super) fn drop_lanes(&mut self, rails: &mut [Rail]) {
+        for number in 0..self.lanes.len() {
+            let Rail { context, queue, .. } = &mut rails[number % self.rails];
+            queue.retire(lane::completions(context));
+        }
         self.lanes.clear();
         self.grants.clear();
     }
 
     /// Destroys the control queue pair.
-    pub(super) fn drop_control(&mut self, queue: &mut CompletionQueue) {
+    pub(super) fn drop_control(&mut self, rails: &mut [Rail]) {
         if self.control.take().is_some() {
-            queue.retire(control::COMPLETIONS);
+            rails[CONTROL_RAIL].queue.retire(control::COMPLETIONS);
         }
     }
 }

@@ -9,7 +9,7 @@ use stepmesh_transport::verbs::VerbsOptions;
 use stepmesh_transport::{Completion, Disconnect, LinkSpec, PostError, Side, Work};
 
 /// The test may change network interfaces: for guests and name spaces of its own.
-fn may_change_interfaces() -> bool {
+pub(super) fn may_change_interfaces() -> bool {
     let may = std::env::var_os("STEPMESH_BREAK_INTERFACES").is_some();
     if !may {
         println!("skipped: set STEPMESH_BREAK_INTERFACES where the network interfaces may be taken down");
@@ -17,7 +17,7 @@ fn may_change_interfaces() -> bool {
     may
 }
 
-fn run(command: &str, arguments: &[&str]) {
+pub(super) fn run(command: &str, arguments: &[&str]) {
     let status = Command::new(command).args(arguments).status().expect(command);
     assert!(status.success(), "{command} {arguments:?}: {status}");
 }
@@ -169,16 +169,15 @@ fn loses_nothing_on_a_fabric_that_loses_packets() {
 #[test]
 fn names_what_it_cannot_open() {
     let fixture = fixture!(VerbsOptions::default());
-    let options = VerbsOptions { device: Some("nonesuch".into()), ..Default::default() };
+    let options = VerbsOptions { devices: vec!["nonesuch".into()], ..Default::default() };
     let error = super::open(options).err().expect("refused").to_string();
     assert!(error.contains("nonesuch") && error.contains(&fixture.names[0]), "{error}");
     let error = super::open(VerbsOptions { timeout: 32, ..Default::default() }).err().expect("refused").to_string();
     assert!(error.contains("timeout is 32"), "{error}");
-    let device = || Some(fixture.names[0].clone());
-    let wrong = VerbsOptions { device: device(), gid_index: Some(255), ..Default::default() };
+    let wrong = VerbsOptions { devices: fixture.names[..1].to_vec(), gid_index: Some(255), ..Default::default() };
     let error = super::open(wrong).err().expect("refused").to_string();
     assert!(error.contains("GID 255") && error.contains(&fixture.names[0]), "{error}");
-    let wrong = VerbsOptions { device: device(), port: Some(200), ..Default::default() };
+    let wrong = VerbsOptions { devices: vec![format!("{}:200", fixture.names[0])], ..Default::default() };
     let error = super::open(wrong).err().expect("refused").to_string();
     assert!(error.contains("port 200"), "{error}");
     let _: Arc<_> = super::open(VerbsOptions::default()).unwrap();

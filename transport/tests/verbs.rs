@@ -13,6 +13,8 @@ macro_rules! fixture {
     };
 }
 
+#[path = "verbs/connection_manager.rs"]
+mod connection_manager;
 #[path = "verbs/faults.rs"]
 mod faults;
 #[path = "verbs/memory.rs"]
@@ -25,7 +27,7 @@ mod rails;
 use std::sync::Arc;
 use std::time::Duration;
 use stepmesh_transport::testing::{self, DoomedPeer, Fixture, Soak};
-use stepmesh_transport::verbs::{self, VerbsOptions};
+use stepmesh_transport::verbs::{self, Connect, VerbsOptions};
 use stepmesh_transport::{Device, DeviceOptions, Provider, TransportError};
 
 /// The devices, in turn.
@@ -74,16 +76,24 @@ impl Fixture for Verbs {
     }
 
     fn doomed_peer(&mut self) -> Option<Box<dyn DoomedPeer>> {
-        Some(Box::new(testing::child::spawn("doomed_peer")))
+        Some(Box::new(testing::child::spawn(match self.options.connect {
+            Connect::Descriptors => "doomed_peer",
+            Connect::ConnectionManager => "connection_manager::doomed_peer",
+        })))
     }
 }
 
-/// Not a test of its own: the process that the suite starts and kills.
-#[test]
-fn doomed_peer() {
-    if let Some(fixture) = Verbs::with(VerbsOptions::default()) {
+/// The life of the process that the suite starts and kills.
+fn be_doomed(options: VerbsOptions) {
+    if let Some(fixture) = Verbs::with(options) {
         testing::child::serve(|| fixture.open(&fixture.names[fixture.names.len() - 1..]));
     }
+}
+
+/// Not a test of its own.
+#[test]
+fn doomed_peer() {
+    be_doomed(VerbsOptions::default());
 }
 
 stepmesh_transport::conformance_suite!(fixture!(VerbsOptions::default()));

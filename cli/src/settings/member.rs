@@ -1,6 +1,6 @@
 //! The settings of attention and FFN daemons: what both share, and what each adds.
 
-use super::{Layer, Names, Precision, ReleasePolicy, Secret, Transport, aliases, read_token, settings};
+use super::{Connect, Layer, Names, Precision, ReleasePolicy, Secret, Transport, aliases, read_token, settings};
 use crate::carried;
 use crate::error::CliError;
 use std::net::IpAddr;
@@ -49,6 +49,8 @@ macro_rules! member {
             /// verbs: the rails, such as mlx5_0,mlx5_1:2 (a device, its port) [default: the first with an active port]
             #[arg(value_name = "NAMES")]
             verbs_devices: Names,
+            /// verbs: how queue pairs are connected; connection-manager needs librdmacm and an IP address on each rail
+            verbs_connect: Connect = Connect::Descriptors,
             /// verbs: index of the GID to use [default: RoCE v2 with an IPv4 address, if there is one]
             #[arg(value_name = "N")]
             verbs_gid_index: u8,
@@ -127,6 +129,7 @@ macro_rules! member {
                         spin: Duration::from_micros(self.spin_us),
                         verbs: VerbsOptions {
                             devices: self.verbs_devices.clone().map(Vec::from).unwrap_or_default(),
+                            connect: self.verbs_connect.into(),
                             gid_index: self.verbs_gid_index,
                             traffic_class: self.verbs_traffic_class,
                             service_level: self.verbs_service_level,

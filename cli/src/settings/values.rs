@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use stepmesh_mesh::Policy;
 use stepmesh_model::Dtype;
-use stepmesh_transport::Provider;
+use stepmesh_transport::{Provider, verbs};
 
 /// The data plane: shared memory (processes of one host), TCP (any two hosts) or RDMA verbs (hosts with such devices).
 #[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,32 @@ impl fmt::Display for Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         })
+    }
+}
+
+/// How RDMA queue pairs are connected: by what the control plane carries, or by librdmacm, for fabrics that want it.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Connect {
+    Descriptors,
+    ConnectionManager,
+}
+
+impl fmt::Display for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Descriptors => "descriptors",
+            Self::ConnectionManager => "connection-manager",
+        })
+    }
+}
+
+impl From<Connect> for verbs::Connect {
+    fn from(connect: Connect) -> Self {
+        match connect {
+            Connect::Descriptors => Self::Descriptors,
+            Connect::ConnectionManager => Self::ConnectionManager,
+        }
     }
 }
 

@@ -67,12 +67,8 @@ impl Control {
         Ok(Self { pair, id, tag, unsent: 0, failed: false })
     }
 
-    pub(super) fn half(&self) -> Half {
-        self.pair.half()
-    }
-
-    pub(super) fn connect(&self, peer: &PeerPort, half: Half) -> Result<(), TransportError> {
-        self.pair.connect(peer, half)
+    pub(super) fn pair(&self) -> &QueuePair {
+        &self.pair
     }
 
     /// Begins anew after a failure.

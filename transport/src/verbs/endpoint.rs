@@ -3,11 +3,13 @@
 use super::MAX_LANES;
 use super::chain::Scratch;
 use super::completion_queue::CompletionQueue;
+use super::connection_manager::ConnectionManager;
 use super::context::Context;
 use super::control::{self, Control, Message};
-use super::descriptor::{Granted, LinkHalf};
+use super::descriptor::{Contact, Granted, LinkHalf};
 use super::link::{CONTROL_RAIL, Link, Phase};
 use super::memory::Grant;
+use super::options::Connect;
 use super::sleep::Sleep;
 use crate::{
     Access, Completion, Descriptor, Disconnect, Endpoint, LinkId, LinkSpec, Placement, PostError, Provider, Region,
@@ -38,6 +40,8 @@ pub(super) struct VerbsEndpoint {
     pub(super) lingering: BTreeMap<LinkId, (Control, Instant)>,
     /// In the order of the device's; never empty.
     pub(super) rails: Vec<Rail>,
+    /// Where queue pairs are connected by it.
+    pub(super) manager: Option<ConnectionManager>,
     /// The rail that is polled first.
     pub(super) turn: usize,
     next_link: u32,
@@ -58,13 +62,17 @@ impl VerbsEndpoint {
             Ok(Rail { queue, context: context.clone(), losses: context.losses() })
         };
         let rails = contexts.iter().map(rail).collect::<Result<Vec<_>, TransportError>>()?;
-        let events: Vec<_> = rails.iter().flat_map(|rail| [rail.queue.event_fd(), rail.context.event_fd()]).collect();
+        let by_manager = contexts.iter().any(|context| context.options.connect == Connect::ConnectionManager);
+        let manager = by_manager.then(|| ConnectionManager::new(contexts)).transpose()?;
+        let events = rails.iter().flat_map(|rail| [rail.queue.event_fd(), rail.context.event_fd()]);
+        let events: Vec<_> = events.chain(manager.as_ref().map(ConnectionManager::event_fd)).collect();
         let sleep = Sleep::new(&events)?;
         let longest = contexts.iter().map(|context| context.limits.queue_depth).max();
         Ok(Self {
             links: BTreeMap::new(),
             lingering: BTreeMap::new(),
             rails,
+            manager,
             turn: 0,
             next_link: 0,
             scratch: Scratch::new(longest.unwrap_or(0)),
@@ -116,8 +124,18 @@ impl Endpoint for VerbsEndpoint {
         let id = LinkId(self.next_link);
         let next = self.next_link.checked_add(1);
         self.next_link = next.ok_or_else(|| TransportError::invalid("this endpoint has used up all link numbers"))?;
-        let link = Link::new(&mut self.rails, id, spec)?;
-        let descriptor = link.describe(&self.rails).ok_or(TransportError::NoLink(id))?;
+        let mut link = Link::new(&mut self.rails, id, spec)?;
+        let described = link
+            .await_connections(self.manager.as_mut())
+            .and_then(|()| link.describe(&self.rails, self.manager.as_ref()).ok_or(TransportError::NoLink(id)));
+        if described.is_err() {
+            link.drop_lanes(&mut self.rails);
+            link.drop_control(&mut self.rails);
+        }
+        let descriptor = described?;
+        if link.awaits_connections() {
+            self.remind(Instant::now());
+        }
         self.links.insert(id, link);
         Ok((id, descriptor))
     }
@@ -134,8 +152,10 @@ impl Endpoint for VerbsEndpoint {
             Some(format!("the peer is of incarnation {}, the link of {incarnation}", half.incarnation))
         } else if !proven {
             Some("the link secret was not proven".to_owned())
-        } else if half.lanes.len() != usize::from(lanes) {
-            Some(format!("the peer has {} lanes, the link {lanes}", half.lanes.len()))
+        } else if half.lanes != lanes {
+            Some(format!("the peer has {} lanes, the link {lanes}", half.lanes))
+        } else if matches!(half.contact, Contact::Listeners { .. }) != link.connections.is_some() {
+            Some("one end connects by the connection manager, the other by descriptors".into())
         } else {
             None
         };
@@ -147,7 +167,9 @@ impl Endpoint for VerbsEndpoint {
         link.peer = Some(half);
         link.phase =
             Phase::Connecting { deadline: now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400)) };
-        if let Err(error) = link.connect() {
+        if link.connections.is_some() {
+            self.establish(id, now);
+        } else if let Err(error) = link.connect() {
             link.end_by(now, Disconnect::NotConnected(error.to_string()));
         } else if let (Side::Active, Some(control)) = (side, &mut link.control) {
             control.send(Message::Hello);
@@ -176,9 +198,9 @@ impl Endpoint for VerbsEndpoint {
         if incarnation != link.spec.incarnation {
             return refuse(format!("granted over incarnation {incarnation}, this link is {}", link.spec.incarnation));
         }
-        let ports = link.peer.as_ref().map_or(0, |peer| peer.ports.len());
-        if keys.len() != ports {
-            return refuse(format!("{} keys, from a peer with {ports} rails", keys.len()));
+        let rails = link.peer.as_ref().map_or(0, |peer| peer.contact.rails());
+        if keys.len() != rails {
+            return refuse(format!("{} keys, from a peer with {rails} rails", keys.len()));
         }
         let mut number = 0;
         for (lane, &key) in link.lanes.iter_mut().zip(keys.iter().cycle()) {
@@ -247,9 +269,10 @@ impl Endpoint for VerbsEndpoint {
         }
         self.rails.iter_mut().for_each(|rail| rail.queue.calm());
         self.sleep.was_woken();
-        // The devices' events would end the next sleep at once.
+        // The devices' events would end the next sleep at once, and so would the connection manager's.
         self.rails.iter().for_each(|rail| rail.context.take_events());
-        if self.rails.iter().any(|rail| rail.context.losses() != rail.losses) {
+        let called = self.manager.as_mut().is_some_and(ConnectionManager::listen_up);
+        if called || self.rails.iter().any(|rail| rail.context.losses() != rail.losses) {
             self.remind(start);
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::chain::{self, Scratch};
 use super::context::Context;
 use super::endpoint::Rail;
 use super::memory::Registered;
-use super::queue_pair::{Half, PeerPort, QueuePair, RECEIVE_BATCH, Shape};
+use super::queue_pair::{QueuePair, RECEIVE_BATCH, Shape};
 use super::sys::*;
 use crate::{Access, Completion, LinkId, PostError, Region, Source, TransportError, Work, WorkError};
 use std::collections::VecDeque;
@@ -88,12 +88,8 @@ impl Lane {
         })
     }
 
-    pub(super) fn half(&self) -> Half {
-        self.pair.half()
-    }
-
-    pub(super) fn connect(&self, peer: &PeerPort, half: Half) -> Result<(), TransportError> {
-        self.pair.connect(peer, half)
+    pub(super) fn pair(&self) -> &QueuePair {
+        &self.pair
     }
 
     /// Takes up a region by the key of the peer's rail; its number, the same on all lanes of a link.

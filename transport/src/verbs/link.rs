@@ -1,13 +1,14 @@
 //! One link of an endpoint: its queue pairs, what it has granted, and where it is in its life.
 
+use super::connection_manager::{ConnectionManager, Connections};
 use super::control::{self, Control, Message};
-use super::descriptor::{LinkHalf, control_tag};
+use super::descriptor::{Contact, LinkHalf, control_tag};
 use super::endpoint::Rail;
 use super::lane::{self, Lane};
 use super::memory::Grant;
-use super::queue_pair::PeerPort;
-use crate::{Descriptor, Disconnect, LinkId, LinkSpec, TransportError};
-use std::time::Instant;
+use super::queue_pair::{PeerPort, QueuePair};
+use crate::{Descriptor, Disconnect, LinkId, LinkSpec, Side, TransportError};
+use std::time::{Duration, Instant};
 
 /// The lane number in the ids of the control queue pair's completions.
 pub(super) const CONTROL: u8 = u8::MAX;
@@ -39,6 +40,8 @@ pub(super) struct Link {
     pub(super) lanes: Vec<Lane>,
     pub(super) grants: Vec<Grant>,
     pub(super) control: Option<Control>,
+    /// How the queue pairs are connected, where the connection manager does it.
+    pub(super) connections: Option<Connections>,
     pub(super) spec: LinkSpec,
     /// How many rails it uses: of an endpoint's, no more than there are lanes.
     rails: usize,
@@ -59,6 +62,7 @@ impl Link {
             lanes: Vec::with_capacity(spec.lanes.into()),
             grants: Vec::new(),
             control: None,
+            connections: None,
             spec,
             rails: rails.len().min(spec.lanes.into()),
             phase: Phase::Opened,
@@ -94,32 +98,71 @@ impl Link {
     }
 
     /// Its descriptor.
-    pub(super) fn describe(&self, rails: &[Rail]) -> Option<Descriptor> {
+    pub(super) fn describe(&self, rails: &[Rail], manager: Option<&ConnectionManager>) -> Option<Descriptor> {
         let port = |rail: &Rail| {
             let (port, reads) = (&rail.context.port, rail.context.limits.reads);
             PeerPort { lid: port.lid, gid: port.gid, mtu: port.mtu as u8, reads }
         };
-        let half = LinkHalf {
-            incarnation: self.spec.incarnation,
-            ports: self.rails(rails).iter().map(port).collect(),
-            control: self.control.as_ref()?.half(),
-            lanes: self.lanes.iter().map(Lane::half).collect(),
+        let contact = match (&self.connections, manager) {
+            (Some(connections), Some(manager)) => {
+                let addresses = manager.addresses()[..self.rails].to_vec();
+                Contact::Listeners { nonce: connections.nonce, addresses }
+            }
+            _ => Contact::QueuePairs {
+                ports: self.rails(rails).iter().map(port).collect(),
+                control: self.control.as_ref()?.pair().half(),
+                lanes: self.lanes.iter().map(|lane| lane.pair().half()).collect(),
+            },
         };
+        let half = LinkHalf { incarnation: self.spec.incarnation, lanes: self.spec.lanes, contact };
         Some(half.encode(&self.spec))
     }
 
-    /// Connects the queue pairs to the peer's.
+    /// Connects the queue pairs to those of the peer's descriptor.
     pub(super) fn connect(&mut self) -> Result<(), TransportError> {
-        let (Some(peer), Some(control)) = (&self.peer, &self.control) else { return Ok(()) };
-        for (number, (lane, &half)) in self.lanes.iter().zip(&peer.lanes).enumerate() {
-            lane.connect(peer.port_of(number), half)?;
+        let Some(Contact::QueuePairs { ports, control, lanes }) = self.peer.as_ref().map(|peer| &peer.contact) else {
+            return Ok(());
+        };
+        for (number, (lane, &half)) in self.lanes.iter().zip(lanes).enumerate() {
+            lane.pair().connect(&ports[number % ports.len()], half)?;
         }
-        control.connect(peer.port_of(CONTROL_RAIL), peer.control)
+        self.control.as_ref().map_or(Ok(()), |own| own.pair().connect(&ports[0], *control))
+    }
+
+    /// A queue pair: 0 is the control's, and from 1 the lanes'.
+    pub(super) fn pair(&self, number: u8) -> Option<&QueuePair> {
+        match number.checked_sub(1) {
+            None => self.control.as_ref().map(Control::pair),
+            Some(lane) => self.lanes.get(usize::from(lane)).map(Lane::pair),
+        }
+    }
+
+    /// How long the peer may still take to connect.
+    pub(super) fn time_left(&self, now: Instant) -> Duration {
+        match self.phase {
+            Phase::Connecting { deadline } => deadline.saturating_duration_since(now),
+            _ => Duration::ZERO,
+        }
     }
 
     /// Whether the peer may have heard of this end.
     pub(super) fn was_dialled(&self) -> bool {
         self.peer.is_some() && self.phase != Phase::Ended
+    }
+
+    /// Has its queue pairs connected by the connection manager, if there is one.
+    pub(super) fn await_connections(&mut self, manager: Option<&mut ConnectionManager>) -> Result<(), TransportError> {
+        let Some(manager) = manager else { return Ok(()) };
+        if self.spec.side == Side::Passive {
+            manager.listen()?;
+        }
+        self.connections = Some(Connections::new(self.spec.lanes)?);
+        Ok(())
+    }
+
+    /// Whether there are connections to be made for it.
+    pub(super) fn awaits_connections(&self) -> bool {
+        self.connections.is_some() && matches!(self.phase, Phase::Opened | Phase::Connecting { .. })
     }
 
     /// Says the last word, once.
@@ -154,6 +197,7 @@ impl Link {
         }
         self.lanes.clear();
         self.grants.clear();
+        self.connections = None;
     }
 
     /// Destroys the control queue pair.

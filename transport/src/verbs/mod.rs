@@ -30,6 +30,7 @@
 
 mod chain;
 mod completion_queue;
+mod connection_manager;
 mod context;
 mod control;
 mod descriptor;
@@ -51,7 +52,7 @@ mod registration;
 mod sleep;
 mod sys;
 
-pub use options::VerbsOptions;
+pub use options::{Connect, VerbsOptions};
 
 use crate::{Access, Device, DeviceOptions, Endpoint, Memory, Placement, Properties, Provider, Region, TransportError};
 use rails::Rails;

@@ -9,6 +9,17 @@ use std::time::Duration;
 const PATH_MTUS: [(u16, ibv_mtu); 5] =
     [(256, IBV_MTU_256), (512, IBV_MTU_512), (1024, IBV_MTU_1024), (2048, IBV_MTU_2048), (4096, IBV_MTU_4096)];
 
+/// How queue pairs are connected. Both ends of a link must do it the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Connect {
+    /// By what their descriptors say, which the control plane carries.
+    #[default]
+    Descriptors,
+    /// By librdmacm, loaded at run time: for fabrics that must find or admit routes. Each rail needs an internet
+    /// address; on InfiniBand, that of its IPoIB interface.
+    ConnectionManager,
+}
+
 /// Options of the `verbs` provider. The defaults suit one lossless fabric; both ends of a link should agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerbsOptions {
@@ -18,6 +29,8 @@ pub struct VerbsOptions {
     pub devices: Vec<String>,
     /// The index of the GID to use, on each rail; none prefers RoCE v2 with an IPv4 address.
     pub gid_index: Option<u8>,
+    /// How queue pairs are connected.
+    pub connect: Connect,
     /// The traffic class (RoCE: the IP header's DSCP and ECN bits).
     pub traffic_class: u8,
     /// The service level (RoCE: the priority).
@@ -52,6 +65,7 @@ impl Default for VerbsOptions {
         Self {
             devices: Vec::new(),
             gid_index: None,
+            connect: Connect::Descriptors,
             traffic_class: 0,
             service_level: 0,
             timeout: 13,

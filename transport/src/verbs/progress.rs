@@ -1,7 +1,9 @@
 //! What the device brings to an endpoint: completions, messages of the peers, silence, deadlines; and how links end.
 
 use super::completion_queue::BATCH;
+use super::connection_manager::PERIOD;
 use super::control::{self, Message};
+use super::descriptor::Contact;
 use super::endpoint::{Rail, VerbsEndpoint};
 use super::lane::SEND;
 use super::link::{CONTROL, CONTROL_RAIL, Link, Phase};
@@ -270,6 +272,7 @@ impl VerbsEndpoint {
         for rail in 0..self.rails.len() {
             self.look_for_losses(rail);
         }
+        self.take_calls(now);
         let before = self.lingering.len();
         self.lingering.retain(|_, (control, deadline)| *deadline > now && control.unsent > 0 && !control.failed);
         self.rails[CONTROL_RAIL].queue.retire((before - self.lingering.len()) * control::COMPLETIONS);
@@ -293,6 +296,9 @@ impl VerbsEndpoint {
                 Phase::Connected => look_after(link, now, keep_alive),
             };
             next = Some(next.map_or(due, |next| next.min(due)));
+        }
+        if self.links.values().any(Link::awaits_connections) {
+            next = Some(next.map_or(now + PERIOD, |next| next.min(now + PERIOD)));
         }
         if let Some(next) = next {
             self.remind(next.max(now));
@@ -321,11 +327,11 @@ fn port_lost(rail: &Rail) -> Disconnect {
 
 /// Greets once more if the last hello was not answered: the peer was not connected yet, and the queue pair has failed.
 fn dial_again(link: &mut Link) {
-    let (Some(peer), Some(control)) = (&link.peer, &mut link.control) else { return };
-    if control.failed
-        && control.reconnect(peer.port_of(CONTROL_RAIL), peer.control).is_ok()
-        && link.spec.side == Side::Active
-    {
+    let Some(Contact::QueuePairs { ports, control: half, .. }) = link.peer.as_ref().map(|peer| &peer.contact) else {
+        return;
+    };
+    let Some(control) = &mut link.control else { return };
+    if control.failed && control.reconnect(&ports[0], *half).is_ok() && link.spec.side == Side::Active {
         control.send(Message::Hello);
     }
 }

@@ -23,8 +23,31 @@ pub(super) fn run(command: &str, arguments: &[&str]) {
 }
 
 /// The network interface under a Soft-RoCE device.
-fn interface(device: &str) -> String {
+pub(super) fn interface(device: &str) -> String {
     std::fs::read_to_string(format!("/sys/class/infiniband/{device}/parent")).expect("a Soft-RoCE device").trim().into()
+}
+
+/// A rail of its own for the test: a third device, on an interface that nothing else uses.
+pub(super) struct ThirdRail;
+
+impl ThirdRail {
+    pub(super) const DEVICE: &'static str = "rxe_third";
+    pub(super) const INTERFACE: &'static str = "third0";
+
+    pub(super) fn make() -> Self {
+        run("ip", &["link", "add", Self::INTERFACE, "mtu", "4200", "type", "dummy"]);
+        run("ip", &["address", "add", "10.9.3.1/24", "dev", Self::INTERFACE]);
+        run("ip", &["link", "set", Self::INTERFACE, "up"]);
+        run("rdma", &["link", "add", Self::DEVICE, "type", "rxe", "netdev", Self::INTERFACE]);
+        Self
+    }
+}
+
+impl Drop for ThirdRail {
+    fn drop(&mut self) {
+        run("rdma", &["link", "delete", Self::DEVICE]);
+        run("ip", &["link", "delete", Self::INTERFACE]);
+    }
 }
 
 #[test]
@@ -106,11 +129,14 @@ fn a_peer_killed_mid_transfer_takes_only_its_own_link_along() {
     world.assert_alive(survivor);
 }
 
-/// Each end dials long before the other; both orders connect.
 #[test]
 fn connects_a_peer_that_comes_late() {
-    let mut fixture = fixture!(VerbsOptions::default());
-    let mut world = World::new(&mut fixture);
+    each_end_comes_late(&mut fixture!(VerbsOptions::default()));
+}
+
+/// Each end dials long before the other; both orders connect.
+pub(super) fn each_end_comes_late(fixture: &mut Verbs) {
+    let mut world = World::new(fixture);
     for early in [A, B] {
         let spec = testing::spec(2, Side::Active);
         let specs = [spec, LinkSpec { side: Side::Passive, ..spec }];

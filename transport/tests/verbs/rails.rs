@@ -1,7 +1,7 @@
 //! Members with several rails. The first rail of one is joined with the second of the other, and the other way round.
 
 use super::Verbs;
-use super::faults::{may_change_interfaces, run};
+use super::faults::{ThirdRail, may_change_interfaces, run};
 use std::time::{Duration, Instant};
 use stepmesh_transport::testing::{self, A, B, Fixture, World, notify, work};
 use stepmesh_transport::verbs::VerbsOptions;
@@ -9,8 +9,11 @@ use stepmesh_transport::{Access, Disconnect, PostError};
 
 /// A fixture of members with two rails, or the end of the test that asks for it where there are no two devices.
 macro_rules! two_rails {
-    () => {{
-        let fixture = fixture!(VerbsOptions::default());
+    () => {
+        two_rails!(VerbsOptions::default())
+    };
+    ($options:expr) => {{
+        let fixture = fixture!($options);
         if fixture.names.len() < 2 {
             assert!(std::env::var_os("STEPMESH_REQUIRE_RDMA").is_none(), "one RDMA device only");
             return println!("skipped: one RDMA device only");
@@ -18,6 +21,7 @@ macro_rules! two_rails {
         Verbs { rails: 2, ..fixture }
     }};
 }
+pub(super) use two_rails;
 
 /// The behaviours of the suite in which links have several lanes, or whose links have to be told apart.
 macro_rules! on_two_rails {
@@ -112,29 +116,6 @@ fn refuses_rails_that_cannot_be() {
     assert!(why.contains("port"), "{why}");
     let why = open(vec![name.clone(); 9]).err().expect("refused").to_string();
     assert!(why.contains("9 rails"), "{why}");
-}
-
-/// A rail of its own for the test: a third device, on an interface that nothing else uses.
-struct ThirdRail;
-
-impl ThirdRail {
-    const DEVICE: &'static str = "rxe_third";
-    const INTERFACE: &'static str = "third0";
-
-    fn make() -> Self {
-        run("ip", &["link", "add", Self::INTERFACE, "mtu", "4200", "type", "dummy"]);
-        run("ip", &["address", "add", "10.9.3.1/24", "dev", Self::INTERFACE]);
-        run("ip", &["link", "set", Self::INTERFACE, "up"]);
-        run("rdma", &["link", "add", Self::DEVICE, "type", "rxe", "netdev", Self::INTERFACE]);
-        Self
-    }
-}
-
-impl Drop for ThirdRail {
-    fn drop(&mut self) {
-        run("rdma", &["link", "delete", Self::DEVICE]);
-        run("ip", &["link", "delete", Self::INTERFACE]);
-    }
 }
 
 #[test]

@@ -14,8 +14,9 @@
 //!                   └─ grants: a memory region on each of the link's rails, of this link only
 //! ```
 //!
-//! The peer may have another number of rails; lane i joins those that it falls on at either side. A port that goes down
-//! ends the links that have lanes on it, and no other.
+//! The ends learn each other's queue pairs from their descriptors, or have them connected by the connection manager
+//! (`connection_manager`), and greet on the control queue pair. The peer may have another number of rails; lane i joins
+//! those that it falls on at either side. A port that goes down ends the links that have lanes on it, and no other.
 //!
 //! A link is ended by destroying its lanes, after which the device touches nothing for them, and then its grants; the
 //! control queue pair outlives them for as long as its last word takes. What an RC queue pair cannot tell its peer (that

@@ -70,6 +70,8 @@ pub struct Properties {
     pub queue_depth: usize,
     /// Whether it does [`Op::FetchAdd`].
     pub fetch_add: bool,
+    /// NIC ports that the lanes of each link are spread over; 1 where there are none.
+    pub rails: u8,
 }
 
 /// How a device is opened. The defaults work on one host.

@@ -13,30 +13,38 @@ macro_rules! fixture {
     };
 }
 
+#[path = "verbs/connection_manager.rs"]
+mod connection_manager;
 #[path = "verbs/faults.rs"]
 mod faults;
 #[path = "verbs/memory.rs"]
 mod memory;
 #[path = "verbs/packets.rs"]
 mod packets;
+#[path = "verbs/rails.rs"]
+mod rails;
 
 use std::sync::Arc;
 use std::time::Duration;
 use stepmesh_transport::testing::{self, DoomedPeer, Fixture, Soak};
-use stepmesh_transport::verbs::{self, VerbsOptions};
+use stepmesh_transport::verbs::{self, Connect, VerbsOptions};
 use stepmesh_transport::{Device, DeviceOptions, Provider, TransportError};
 
 /// The devices, in turn.
 struct Verbs {
     names: Vec<String>,
+    /// The first device of the next member, and how far its follower's is from it.
     next: usize,
+    step: usize,
+    /// How many each member takes as its rails.
+    rails: usize,
     options: VerbsOptions,
 }
 
 impl Verbs {
     fn with(options: VerbsOptions) -> Option<Self> {
         match verbs::device_names() {
-            Ok(names) => Some(Self { names, next: 0, options }),
+            Ok(names) => Some(Self { names, next: 0, step: 1, rails: 1, options }),
             Err(why) => {
                 assert!(std::env::var_os("STEPMESH_REQUIRE_RDMA").is_none(), "{why}");
                 println!("skipped: {why}");
@@ -45,8 +53,8 @@ impl Verbs {
         }
     }
 
-    fn open(&self, name: &str) -> Arc<dyn Device> {
-        open(VerbsOptions { device: Some(name.into()), ..self.options.clone() }).expect("an RDMA device")
+    fn open(&self, names: &[String]) -> Arc<dyn Device> {
+        open(VerbsOptions { devices: names.to_vec(), ..self.options.clone() }).expect("an RDMA device")
     }
 }
 
@@ -56,9 +64,10 @@ fn open(verbs: VerbsOptions) -> Result<Arc<dyn Device>, TransportError> {
 
 impl Fixture for Verbs {
     fn device(&mut self) -> Arc<dyn Device> {
-        let name = &self.names[self.next % self.names.len()];
-        self.next += 1;
-        self.open(name)
+        let mut names = self.names.clone();
+        names.rotate_left(self.next % self.names.len());
+        self.next += self.step;
+        self.open(&names[..self.rails])
     }
 
     /// Two pollers that never rest starve Soft-RoCE's workers.
@@ -67,16 +76,24 @@ impl Fixture for Verbs {
     }
 
     fn doomed_peer(&mut self) -> Option<Box<dyn DoomedPeer>> {
-        Some(Box::new(testing::child::spawn("doomed_peer")))
+        Some(Box::new(testing::child::spawn(match self.options.connect {
+            Connect::Descriptors => "doomed_peer",
+            Connect::ConnectionManager => "connection_manager::doomed_peer",
+        })))
     }
 }
 
-/// Not a test of its own: the process that the suite starts and kills.
+/// The life of the process that the suite starts and kills.
+fn be_doomed(options: VerbsOptions) {
+    if let Some(fixture) = Verbs::with(options) {
+        testing::child::serve(|| fixture.open(&fixture.names[fixture.names.len() - 1..]));
+    }
+}
+
+/// Not a test of its own.
 #[test]
 fn doomed_peer() {
-    if let Some(fixture) = Verbs::with(VerbsOptions::default()) {
-        testing::child::serve(|| fixture.open(fixture.names.last().expect("a device")));
-    }
+    be_doomed(VerbsOptions::default());
 }
 
 stepmesh_transport::conformance_suite!(fixture!(VerbsOptions::default()));

@@ -1,6 +1,6 @@
 //! The settings of attention and FFN daemons: what both share, and what each adds.
 
-use super::{Layer, Precision, ReleasePolicy, Secret, Transport, aliases, read_token, settings};
+use super::{Connect, Layer, Names, Precision, ReleasePolicy, Secret, Transport, aliases, read_token, settings};
 use crate::carried;
 use crate::error::CliError;
 use std::net::IpAddr;
@@ -46,12 +46,11 @@ macro_rules! member {
             address: IpAddr = IpAddr::from([127, 0, 0, 1]),
             /// tcp: port to listen on; 0 lets the system choose
             port: u16 = 0,
-            /// verbs: the device, such as mlx5_0 [default: the first with an active port]
-            #[arg(value_name = "NAME")]
-            verbs_device: String,
-            /// verbs: the device's port [default: the first active one]
-            #[arg(value_name = "N")]
-            verbs_port: u8,
+            /// verbs: the rails, such as mlx5_0,mlx5_1:2 (a device, its port) [default: the first with an active port]
+            #[arg(value_name = "NAMES")]
+            verbs_devices: Names,
+            /// verbs: how queue pairs are connected; connection-manager needs librdmacm and an IP address on each rail
+            verbs_connect: Connect = Connect::Descriptors,
             /// verbs: index of the GID to use [default: RoCE v2 with an IPv4 address, if there is one]
             #[arg(value_name = "N")]
             verbs_gid_index: u8,
@@ -129,8 +128,8 @@ macro_rules! member {
                         hello_timeout: Duration::from_millis(self.hello_timeout_ms),
                         spin: Duration::from_micros(self.spin_us),
                         verbs: VerbsOptions {
-                            device: self.verbs_device.clone(),
-                            port: self.verbs_port,
+                            devices: self.verbs_devices.clone().map(Vec::from).unwrap_or_default(),
+                            connect: self.verbs_connect.into(),
                             gid_index: self.verbs_gid_index,
                             traffic_class: self.verbs_traffic_class,
                             service_level: self.verbs_service_level,

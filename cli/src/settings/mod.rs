@@ -17,7 +17,7 @@ pub(crate) use environment::{blame, with_environment};
 pub(crate) use member::{AttentionLayer, AttentionSettings, FfnLayer, FfnSettings};
 pub(crate) use scheduler::{SchedulerLayer, SchedulerSettings};
 pub(crate) use secret::{Secret, read_token};
-pub(crate) use values::{Precision, ReleasePolicy, Transport};
+pub(crate) use values::{Connect, Names, Precision, ReleasePolicy, Transport};
 
 use crate::error::CliError;
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use stepmesh_mesh::Policy;
 use stepmesh_model::Dtype;
-use stepmesh_transport::Provider;
+use stepmesh_transport::{Provider, verbs};
 
 /// The data plane: shared memory (processes of one host), TCP (any two hosts) or RDMA verbs (hosts with such devices).
 #[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,63 @@ impl fmt::Display for Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         })
+    }
+}
+
+/// How RDMA queue pairs are connected: by what the control plane carries, or by librdmacm, for fabrics that want it.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Connect {
+    Descriptors,
+    ConnectionManager,
+}
+
+impl fmt::Display for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Descriptors => "descriptors",
+            Self::ConnectionManager => "connection-manager",
+        })
+    }
+}
+
+impl From<Connect> for verbs::Connect {
+    fn from(connect: Connect) -> Self {
+        match connect {
+            Connect::Descriptors => Self::Descriptors,
+            Connect::ConnectionManager => Self::ConnectionManager,
+        }
+    }
+}
+
+/// Names, at least one, with commas between them.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub(crate) struct Names(Vec<String>);
+
+impl FromStr for Names {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        if names.iter().any(String::is_empty) {
+            return Err(format!("`{text}` is not a list of names with commas between them"));
+        }
+        Ok(Self(names))
+    }
+}
+
+impl TryFrom<String> for Names {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Names> for Vec<String> {
+    fn from(names: Names) -> Self {
+        names.0
     }
 }
 
@@ -131,6 +188,14 @@ impl From<ReleasePolicy> for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_have_commas_between_them() {
+        let names = |text: &str| text.parse::<Names>().map(Vec::from);
+        assert_eq!(names("mlx5_0, mlx5_1:2").unwrap(), ["mlx5_0", "mlx5_1:2"]);
+        assert_eq!(names("mlx5_0").unwrap(), ["mlx5_0"]);
+        assert!(names("").is_err() && names("mlx5_0,").unwrap_err().contains("commas"));
+    }
 
     #[test]
     fn a_policy_reads_what_it_writes() {

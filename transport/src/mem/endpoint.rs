@@ -36,6 +36,7 @@ impl Device for MemDevice {
             max_inline: MAX_INLINE,
             queue_depth: network.options.queue_depth,
             fetch_add: false,
+            rails: 1,
         }
     }
 

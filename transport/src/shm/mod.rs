@@ -63,6 +63,7 @@ impl Device for ShmDevice {
             max_inline: MAX_INLINE,
             queue_depth: ring::CAPACITY,
             fetch_add: true,
+            rails: 1,
         }
     }
 

@@ -68,6 +68,7 @@ impl Device for TcpDevice {
             max_inline: outbox::INLINE_BYTES,
             queue_depth: outbox::QUEUE_DEPTH,
             fetch_add: false,
+            rails: 1,
         }
     }
 

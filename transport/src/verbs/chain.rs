@@ -78,10 +78,11 @@ pub(super) struct Request<'a> {
 }
 
 /// The requests of checked work, the immediate and the signal on the last. A key that this link's peer did not give out
-/// becomes none at all: the device of the peer must be the one to refuse it, and in order.
+/// becomes none at all: the device of the peer must be the one to refuse it, and in order. `keys` are those of the lane.
 pub(super) fn requests<'a>(
     context: &Context,
     incarnation: u32,
+    keys: &[u32],
     work: &Work<'a>,
 ) -> impl Iterator<Item = Request<'a>> + use<'a> {
     let mut summand = 0;
@@ -100,9 +101,11 @@ pub(super) fn requests<'a>(
             (IBV_WR_ATOMIC_FETCH_AND_ADD, IBV_WR_ATOMIC_FETCH_AND_ADD, whole, Some(remote), 0)
         }
     };
-    let (start, key) = remote.map_or((0, 0), |Remote { region, offset }| {
-        (offset, if region.key >> 32 == u64::from(incarnation) { region.key as u32 } else { 0 })
-    });
+    let key_of = |key: u64| {
+        let own = key >> 32 == u64::from(incarnation);
+        own.then(|| keys.get(key as u32 as usize).copied()).flatten().unwrap_or(0)
+    };
+    let (start, key) = remote.map_or((0, 0), |Remote { region, offset }| (offset, key_of(region.key)));
     let (len, most, signal) = (whole.len(), context.limits.message_bytes, work.signal);
     let count = messages(len, context);
     (0..count).map(move |index| {

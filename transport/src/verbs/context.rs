@@ -1,8 +1,10 @@
-//! An opened device: its port and address, its limits, and the protection domain that all memory and queue pairs share.
+//! An opened rail: a device's port and address, its limits, and the protection domain of all its registrations and
+//! queue pairs.
 
 use super::gid;
 use super::library::{check, check_pointer, no_devices, no_list, verbs};
 use super::options::VerbsOptions;
+use super::rails::Wanted;
 use super::sys::*;
 use crate::TransportError;
 use std::ffi::CStr;
@@ -103,16 +105,15 @@ pub(super) fn device_names() -> Result<Vec<String>, TransportError> {
 }
 
 impl Context {
-    /// Opens the device that is asked for, or the first that works.
-    pub(super) fn open(options: &VerbsOptions) -> Result<Arc<Self>, TransportError> {
-        options.check()?;
+    /// Opens the port that is asked for, or the first that works.
+    pub(super) fn open(options: &VerbsOptions, wanted: Option<Wanted<'_>>) -> Result<Arc<Self>, TransportError> {
         let list = DeviceList::get()?;
-        let wanted = |name: &String| options.device.as_ref().is_none_or(|wanted| wanted == name);
+        let port = wanted.and_then(|wanted| wanted.port);
         let mut refused = None;
         for &device in list.devices() {
             let name = list.name(device);
-            if wanted(&name) {
-                match Self::open_device(list.verbs, device, name, options) {
+            if wanted.is_none_or(|wanted| wanted.device == name) {
+                match Self::open_device(list.verbs, device, name, port, options) {
                     Ok(context) => return Ok(Arc::new(context)),
                     Err(why) => refused = refused.or(Some(why)),
                 }
@@ -120,7 +121,7 @@ impl Context {
         }
         let names = || device_names().unwrap_or_default().join(", ");
         Err(refused.unwrap_or_else(|| {
-            let wanted = options.device.as_deref().unwrap_or_default();
+            let wanted = wanted.map_or("", |wanted| wanted.device);
             TransportError::invalid(format!("there is no RDMA device `{wanted}`, but {}", names()))
         }))
     }
@@ -129,6 +130,7 @@ impl Context {
         verbs: &'static Verbs,
         device: *mut ibv_device,
         name: String,
+        port: Option<u8>,
         options: &VerbsOptions,
     ) -> Result<Self, TransportError> {
         // SAFETY: the device is of a list that is still held.
@@ -148,7 +150,7 @@ impl Context {
         let mut attributes = ibv_device_attr::default();
         // SAFETY: the context is open and `attributes` a place for the answer.
         check(unsafe { verbs.ibv_query_device(raw, &mut attributes) }, || format!("querying {}", context.name))?;
-        let (port, message_bytes) = context.find_port(attributes.phys_port_cnt)?;
+        let (port, message_bytes) = context.find_port(port, attributes.phys_port_cnt)?;
         context.port = port;
         context.limits = Limits {
             // One more is kept for the marker that ends a lane.
@@ -168,9 +170,9 @@ impl Context {
     }
 
     /// The port that is asked for, or the first that is active; and the bytes of its longest message.
-    fn find_port(&self, ports: u8) -> Result<(Port, u32), TransportError> {
+    fn find_port(&self, wanted: Option<u8>, ports: u8) -> Result<(Port, u32), TransportError> {
         let name = &self.name;
-        let candidates = self.options.port.map_or(1..=ports, |port| port..=port);
+        let candidates = wanted.map_or(1..=ports, |port| port..=port);
         for number in candidates.clone() {
             let attributes = self.query_port(number)?;
             if attributes.state != IBV_PORT_ACTIVE {
@@ -244,7 +246,16 @@ impl Context {
             let mut event = ibv_async_event::default();
             // SAFETY: the context is open, and `event` a place for an event; the descriptor does not block.
             while unsafe { self.verbs.ibv_get_async_event(self.raw, &mut event) } == 0 {
-                if matches!(event.event_type, IBV_EVENT_PORT_ERR | IBV_EVENT_DEVICE_FATAL) {
+                let lost = match event.event_type {
+                    IBV_EVENT_PORT_ERR => {
+                        // SAFETY: an event of a port carries the port's number.
+                        let port = unsafe { event.element.port_num };
+                        port == self.port.number.into()
+                    }
+                    IBV_EVENT_DEVICE_FATAL => true,
+                    _ => false,
+                };
+                if lost {
                     self.losses.fetch_add(1, Ordering::Relaxed);
                 }
                 // SAFETY: the event was just taken; each is acknowledged once.

@@ -1,12 +1,10 @@
 //! The control queue pair of a link: messages of 32 bits, a kind and a tag that only the two ends know, sent as
 //! immediates without payload. It gives no right to memory, so it may live on when the lanes are gone.
 
-use super::completion_queue::CompletionQueue;
-use super::context::Context;
+use super::endpoint::Rail;
 use super::queue_pair::{Half, PeerPort, QueuePair, Shape};
 use super::sys::*;
 use crate::TransportError;
-use std::sync::Arc;
 
 const SENDS: usize = 8;
 const RECEIVES: usize = 16;
@@ -60,12 +58,8 @@ pub(super) struct Control {
 
 impl Control {
     /// A queue pair that can receive once it is connected. `id` is what its completions are known by.
-    pub(super) fn new(
-        context: &Arc<Context>,
-        queue: &mut CompletionQueue,
-        id: u64,
-        tag: u32,
-    ) -> Result<Self, TransportError> {
+    pub(super) fn new(rail: &mut Rail, id: u64, tag: u32) -> Result<Self, TransportError> {
+        let Rail { context, queue, .. } = rail;
         let shape = Shape { sends: SENDS, receives: RECEIVES, inline: 0, access: 0 };
         let mut pair = QueuePair::new(context, queue, shape)?;
         pair.post_receives(id, RECEIVES)?;
@@ -73,12 +67,8 @@ impl Control {
         Ok(Self { pair, id, tag, unsent: 0, failed: false })
     }
 
-    pub(super) fn half(&self) -> Half {
-        self.pair.half()
-    }
-
-    pub(super) fn connect(&self, peer: &PeerPort, half: Half) -> Result<(), TransportError> {
-        self.pair.connect(peer, half)
+    pub(super) fn pair(&self) -> &QueuePair {
+        &self.pair
     }
 
     /// Begins anew after a failure.

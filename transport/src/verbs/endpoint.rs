@@ -3,11 +3,13 @@
 use super::MAX_LANES;
 use super::chain::Scratch;
 use super::completion_queue::CompletionQueue;
+use super::connection_manager::ConnectionManager;
 use super::context::Context;
 use super::control::{self, Control, Message};
-use super::descriptor::{Granted, LinkHalf};
-use super::link::{Link, Phase};
+use super::descriptor::{Contact, Granted, LinkHalf};
+use super::link::{CONTROL_RAIL, Link, Phase};
 use super::memory::Grant;
+use super::options::Connect;
 use super::progress::Clock;
 use super::sleep::Sleep;
 use crate::{
@@ -23,13 +25,26 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a dropped endpoint waits for that.
 const LAST_WORDS_AT_EXIT: Duration = Duration::from_millis(200);
 
+/// A rail as one endpoint uses it. Fields drop in this order.
+pub(super) struct Rail {
+    /// Everything that the endpoint's queue pairs on this rail complete.
+    pub(super) queue: CompletionQueue,
+    pub(super) context: Arc<Context>,
+    /// The context's losses that the links were told of.
+    pub(super) losses: u64,
+}
+
 /// An endpoint on a device. Fields drop in this order.
 pub(super) struct VerbsEndpoint {
     pub(super) links: BTreeMap<LinkId, Link>,
     /// Control queue pairs of links that are gone, until when they may speak.
     pub(super) lingering: BTreeMap<LinkId, (Control, Instant)>,
-    pub(super) queue: CompletionQueue,
-    pub(super) context: Arc<Context>,
+    /// In the order of the device's; never empty.
+    pub(super) rails: Vec<Rail>,
+    /// Where queue pairs are connected by it.
+    pub(super) manager: Option<ConnectionManager>,
+    /// The rail that is polled first.
+    pub(super) turn: usize,
     next_link: u32,
     scratch: Scratch,
     sleep: Sleep,
@@ -37,30 +52,47 @@ pub(super) struct VerbsEndpoint {
     pub(super) clock: Clock,
     /// No deadline is earlier than this.
     pub(super) due: Option<Instant>,
-    /// The context's losses that the links were told of.
-    pub(super) losses: u64,
 }
 
 impl VerbsEndpoint {
     /// An endpoint without links.
-    pub(super) fn new(context: &Arc<Context>, spin: Duration) -> Result<Self, TransportError> {
-        let queue = CompletionQueue::new(context)?;
-        let sleep = Sleep::new(&[&queue.event_fd(), &context.event_fd()])?;
-        // What was lost before is none of this endpoint's.
-        context.take_events();
+    pub(super) fn new(contexts: &[Arc<Context>], spin: Duration) -> Result<Self, TransportError> {
+        let rail = |context: &Arc<Context>| {
+            let queue = CompletionQueue::new(context)?;
+            // What was lost before is none of this endpoint's.
+            context.take_events();
+            Ok(Rail { queue, context: context.clone(), losses: context.losses() })
+        };
+        let rails = contexts.iter().map(rail).collect::<Result<Vec<_>, TransportError>>()?;
+        let by_manager = contexts.iter().any(|context| context.options.connect == Connect::ConnectionManager);
+        let manager = by_manager.then(|| ConnectionManager::new(contexts)).transpose()?;
+        let events = rails.iter().flat_map(|rail| [rail.queue.event_fd(), rail.context.event_fd()]);
+        let events: Vec<_> = events.chain(manager.as_ref().map(ConnectionManager::event_fd)).collect();
+        let sleep = Sleep::new(&events)?;
+        let longest = contexts.iter().map(|context| context.limits.queue_depth).max();
         Ok(Self {
             links: BTreeMap::new(),
             lingering: BTreeMap::new(),
-            queue,
-            context: context.clone(),
+            rails,
+            manager,
+            turn: 0,
             next_link: 0,
-            scratch: Scratch::new(context.limits.queue_depth),
+            scratch: Scratch::new(longest.unwrap_or(0)),
             sleep,
             spin,
             clock: Clock::new(),
             due: None,
-            losses: context.losses(),
         })
+    }
+
+    /// Whether something has completed.
+    fn look(&mut self) -> Result<bool, TransportError> {
+        for rail in &mut self.rails {
+            if rail.queue.look()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Remembers that something is due.
@@ -68,18 +100,18 @@ impl VerbsEndpoint {
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
-    fn connected(&mut self, id: LinkId) -> Result<&mut Link, TransportError> {
+    fn connected(&mut self, id: LinkId) -> Result<(&mut Link, &[Rail]), TransportError> {
         let link = self.links.get_mut(&id).ok_or(TransportError::NoLink(id))?;
         if link.phase != Phase::Connected {
             return Err(TransportError::invalid(format!("{id:?} is not connected")));
         }
-        Ok(link)
+        Ok((link, &self.rails))
     }
 
     /// Lets a control queue pair say what it still has to say.
     pub(super) fn linger(&mut self, id: LinkId, control: Control) {
         if control.failed || control.unsent == 0 {
-            return self.queue.retire(control::COMPLETIONS);
+            return self.rails[CONTROL_RAIL].queue.retire(control::COMPLETIONS);
         }
         let deadline = Instant::now() + LAST_WORD;
         self.lingering.insert(id, (control, deadline));
@@ -95,8 +127,18 @@ impl Endpoint for VerbsEndpoint {
         let id = LinkId(self.next_link);
         let next = self.next_link.checked_add(1);
         self.next_link = next.ok_or_else(|| TransportError::invalid("this endpoint has used up all link numbers"))?;
-        let link = Link::new(&self.context, &mut self.queue, id, spec)?;
-        let descriptor = link.describe(&self.context).ok_or(TransportError::NoLink(id))?;
+        let mut link = Link::new(&mut self.rails, id, spec)?;
+        let described = link
+            .await_connections(self.manager.as_mut())
+            .and_then(|()| link.describe(&self.rails, self.manager.as_ref()).ok_or(TransportError::NoLink(id)));
+        if described.is_err() {
+            link.drop_lanes(&mut self.rails);
+            link.drop_control(&mut self.rails);
+        }
+        let descriptor = described?;
+        if link.awaits_connections() {
+            self.remind(Instant::now());
+        }
         self.links.insert(id, link);
         Ok((id, descriptor))
     }
@@ -113,8 +155,10 @@ impl Endpoint for VerbsEndpoint {
             Some(format!("the peer is of incarnation {}, the link of {incarnation}", half.incarnation))
         } else if !proven {
             Some("the link secret was not proven".to_owned())
-        } else if half.lanes.len() != usize::from(lanes) {
-            Some(format!("the peer has {} lanes, the link {lanes}", half.lanes.len()))
+        } else if half.lanes != lanes {
+            Some(format!("the peer has {} lanes, the link {lanes}", half.lanes))
+        } else if matches!(half.contact, Contact::Listeners { .. }) != link.connections.is_some() {
+            Some("one end connects by the connection manager, the other by descriptors".into())
         } else {
             None
         };
@@ -126,7 +170,9 @@ impl Endpoint for VerbsEndpoint {
         link.peer = Some(half);
         link.phase =
             Phase::Connecting { deadline: now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400)) };
-        if let Err(error) = link.connect() {
+        if link.connections.is_some() {
+            self.establish(id, now);
+        } else if let Err(error) = link.connect() {
             link.end_by(now, Disconnect::NotConnected(error.to_string()));
         } else if let (Side::Active, Some(control)) = (side, &mut link.control) {
             control.send(Message::Hello);
@@ -136,12 +182,11 @@ impl Endpoint for VerbsEndpoint {
     }
 
     fn grant(&mut self, id: LinkId, region: &Region, access: Access) -> Result<Descriptor, TransportError> {
-        let context = self.context.clone();
-        let link = self.connected(id)?;
-        let grant = Grant::new(&context, region, access)?;
-        let (incarnation, key, len) = (link.spec.incarnation, grant.remote_key(), region.len() as u64);
+        let (link, rails) = self.connected(id)?;
+        let grant = Grant::new(link.rails(rails).iter().map(|rail| &rail.context), region, access)?;
+        let (incarnation, keys, len) = (link.spec.incarnation, grant.remote_keys(), region.len() as u64);
         link.grants.push(grant);
-        Ok(Granted { incarnation, key, len, access }.encode())
+        Ok(Granted { incarnation, keys, len, access }.encode())
     }
 
     fn import(
@@ -150,21 +195,29 @@ impl Endpoint for VerbsEndpoint {
         descriptor: &[u8],
         _placement: Option<Placement>,
     ) -> Result<RemoteRegion, TransportError> {
-        let link = self.connected(id)?;
-        let Granted { incarnation, key, len, access } = Granted::decode(descriptor)?;
+        let (link, _) = self.connected(id)?;
+        let Granted { incarnation, keys, len, access } = Granted::decode(descriptor)?;
+        let refuse = |what| Err(TransportError::Descriptor { provider: Provider::Verbs, what });
         if incarnation != link.spec.incarnation {
-            let what = format!("granted over incarnation {incarnation}, this link is {}", link.spec.incarnation);
-            return Err(TransportError::Descriptor { provider: Provider::Verbs, what });
+            return refuse(format!("granted over incarnation {incarnation}, this link is {}", link.spec.incarnation));
+        }
+        let rails = link.peer.as_ref().map_or(0, |peer| peer.contact.rails());
+        if keys.len() != rails {
+            return refuse(format!("{} keys, from a peer with {rails} rails", keys.len()));
+        }
+        let mut number = 0;
+        for (lane, &key) in link.lanes.iter_mut().zip(keys.iter().cycle()) {
+            number = lane.import(key);
         }
         // The upper half names the link, so that a key is not used on another.
-        let key = u64::from(incarnation) << 32 | u64::from(key);
+        let key = u64::from(incarnation) << 32 | number as u64;
         Ok(RemoteRegion { link: id, key, len, access, mapped: None })
     }
 
     fn close(&mut self, id: LinkId) {
         let Some(mut link) = self.links.remove(&id) else { return };
         let told = !link.was_dialled();
-        link.drop_lanes(&self.context, &mut self.queue);
+        link.drop_lanes(&mut self.rails);
         if let Some(mut control) = link.control.take() {
             if !told {
                 control.send(Message::Bye);
@@ -200,7 +253,7 @@ impl Endpoint for VerbsEndpoint {
         let timeout = self.due.map_or(timeout, |due| timeout.min(due.saturating_duration_since(start)));
         let spin = self.spin.min(timeout);
         loop {
-            if self.queue.look()? || self.sleep.was_woken() {
+            if self.look()? || self.sleep.was_woken() {
                 return Ok(());
             }
             if start.elapsed() >= spin {
@@ -212,15 +265,18 @@ impl Endpoint for VerbsEndpoint {
         if rest.is_zero() {
             return Ok(());
         }
-        self.queue.arm()?;
-        if !self.queue.look()? {
+        for rail in &mut self.rails {
+            rail.queue.arm()?;
+        }
+        if !self.look()? {
             self.sleep.sleep(rest)?;
         }
-        self.queue.calm();
+        self.rails.iter_mut().for_each(|rail| rail.queue.calm());
         self.sleep.was_woken();
-        // The device's events would end the next sleep at once.
-        self.context.take_events();
-        if self.context.losses() != self.losses {
+        // The devices' events would end the next sleep at once, and so would the connection manager's.
+        self.rails.iter().for_each(|rail| rail.context.take_events());
+        let called = self.manager.as_mut().is_some_and(ConnectionManager::listen_up);
+        if called || self.rails.iter().any(|rail| rail.context.losses() != rail.losses) {
             self.remind(start);
         }
         Ok(())

@@ -12,7 +12,7 @@ const TAG: u32 = 0x0ABC_DEF1;
 pub fn descriptors(bytes: &[u8]) -> bool {
     let link =
         LinkHalf::decode(bytes, &LinkSpec { secret: LinkSecret([4; 16]), ..SPEC }).is_ok_and(|(half, proven)| {
-            assert!(!proven && !half.lanes.is_empty());
+            assert!(!proven && (1..=usize::from(half.lanes)).contains(&half.contact.rails()));
             let ours = LinkSpec { side: Side::Active, ..SPEC };
             assert!(LinkHalf::decode(&half.encode(&ours), &SPEC).is_ok_and(|again| again == (half, true)));
             true
@@ -39,6 +39,7 @@ pub fn control(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::descriptor::Contact;
     use super::super::queue_pair::{Half, PeerPort};
     use super::*;
     use crate::Access;
@@ -48,10 +49,15 @@ mod tests {
     fn descriptors_of_any_bytes() {
         let half = |number| Half { number, first_packet: number * 7 };
         let port = PeerPort { lid: 5, gid: [9; 16], mtu: 5, reads: 16 };
-        let link = LinkHalf { incarnation: 7, port, control: half(1), lanes: vec![half(2), half(3)] };
-        let granted = Granted { incarnation: 7, key: 1 << 30, len: 12, access: Access::PeerWrite };
-        let link = link.encode(&LinkSpec { side: Side::Active, ..SPEC });
-        check("verbs_descriptors", &[link, granted.encode()], descriptors);
+        let contacts = [
+            Contact::QueuePairs { ports: vec![port; 2], control: half(1), lanes: vec![half(2), half(3)] },
+            Contact::Listeners { nonce: [8; 16], addresses: vec![([10, 9, 0, 1], 7).into(); 2] },
+        ];
+        let [pairs, listeners] = contacts.map(|contact| {
+            LinkHalf { incarnation: 7, lanes: 2, contact }.encode(&LinkSpec { side: Side::Active, ..SPEC })
+        });
+        let granted = Granted { incarnation: 7, keys: vec![1 << 30, 5], len: 12, access: Access::PeerWrite };
+        check("verbs_descriptors", &[pairs, listeners, granted.encode()], descriptors);
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use super::INLINE_BYTES;
 use super::chain::{self, Scratch};
-use super::completion_queue::CompletionQueue;
 use super::context::Context;
+use super::endpoint::Rail;
 use super::memory::Registered;
-use super::queue_pair::{Half, PeerPort, QueuePair, RECEIVE_BATCH, Shape};
+use super::queue_pair::{QueuePair, RECEIVE_BATCH, Shape};
 use super::sys::*;
 use crate::{Access, Completion, LinkId, PostError, Region, Source, TransportError, Work, WorkError};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::slice;
 use std::sync::Arc;
 
 /// Of a completion's id: the link (32 bits), the lane (8), this bit for posted work, and its sequence number (16).
@@ -41,6 +42,8 @@ pub(super) struct Lane {
     /// Receives that the device holds, and used ones to be posted again.
     receives: usize,
     spent: usize,
+    /// The remote keys of the imported regions, as this lane's rail of the peer knows them.
+    keys: Vec<u32>,
     /// Where inline bytes wait if the device does not take them.
     ring: Option<Region>,
     context: Arc<Context>,
@@ -52,13 +55,9 @@ pub(super) fn completions(context: &Context) -> usize {
 }
 
 impl Lane {
-    /// A lane that can receive once it is connected.
-    pub(super) fn new(
-        context: &Arc<Context>,
-        queue: &mut CompletionQueue,
-        link: LinkId,
-        number: u8,
-    ) -> Result<Self, TransportError> {
+    /// A lane on a rail that can receive once it is connected.
+    pub(super) fn new(rail: &mut Rail, link: LinkId, number: u8) -> Result<Self, TransportError> {
+        let Rail { context, queue, .. } = rail;
         let depth = context.limits.queue_depth;
         let receives = depth + RECEIVE_BATCH;
         let atomic = if context.limits.atomics { IBV_ACCESS_REMOTE_ATOMIC } else { 0 };
@@ -68,7 +67,7 @@ impl Lane {
         pair.post_receives(id(link, number), receives)?;
         let ring = if pair.shape().inline < INLINE_BYTES {
             let len = (depth + 1).next_power_of_two() * INLINE_BYTES;
-            Some(Region::new(Arc::new(Registered::allocate(context, len, Access::Local, None)?)))
+            Some(Region::new(Arc::new(Registered::allocate(slice::from_ref(context), len, Access::Local, None)?)))
         } else {
             None
         };
@@ -83,17 +82,20 @@ impl Lane {
             unsignalled: 0,
             receives,
             spent: 0,
+            keys: Vec::new(),
             ring,
             context: context.clone(),
         })
     }
 
-    pub(super) fn half(&self) -> Half {
-        self.pair.half()
+    pub(super) fn pair(&self) -> &QueuePair {
+        &self.pair
     }
 
-    pub(super) fn connect(&self, peer: &PeerPort, half: Half) -> Result<(), TransportError> {
-        self.pair.connect(peer, half)
+    /// Takes up a region by the key of the peer's rail; its number, the same on all lanes of a link.
+    pub(super) fn import(&mut self, key: u32) -> usize {
+        self.keys.push(key);
+        self.keys.len() - 1
     }
 
     /// Posts a chain, by one call of the device. An error in the result ends the link.
@@ -119,7 +121,7 @@ impl Lane {
         let (before, unsignalled) = (self.posted.len(), self.unsignalled);
         scratch.clear();
         for work in chain {
-            for request in chain::requests(&self.context, incarnation, work) {
+            for request in chain::requests(&self.context, incarnation, &self.keys, work) {
                 if let Err(why) = self.write_down(&request, scratch) {
                     self.posted.truncate(before);
                     self.unsignalled = unsignalled;
@@ -174,7 +176,7 @@ impl Lane {
         let own = Registered::of(region, &self.context);
         let own = own.ok_or_else(|| TransportError::invalid("a region of another device"))?;
         // Registered addresses count from the region's start.
-        Ok(ibv_sge { addr: start as u64, length: len as u32, lkey: own.local_key()? })
+        Ok(ibv_sge { addr: start as u64, length: len as u32, lkey: own.local_key(&self.context)? })
     }
 
     /// Copies inline bytes to where the device can fetch them: each sequence number that may be posted has its place.

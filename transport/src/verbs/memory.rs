@@ -1,4 +1,5 @@
-//! Memory that the device may reach: registered for this side's own work, and once more for each grant.
+//! Memory that the device may reach: registered for this side's own work, and once more for each grant; each time with
+//! every rail that may need it.
 
 use super::context::Context;
 use super::registration::Registration;
@@ -7,58 +8,76 @@ use crate::{Access, DmaBuf, HostMemory, Memory, Placement, Region, TransportErro
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
-/// Memory that this side's own work may name. Fields drop in this order.
-pub(super) struct Registered {
+/// What a rail knows of memory.
+struct OnRail {
+    context: Arc<Context>,
     /// Made at once for memory that peers never see and for the caller's, else when work first names it: most granted
     /// regions are only ever written by the peer, and each registration counts against the limit of locked memory.
     own: OnceLock<Registration>,
+}
+
+/// Memory that this side's own work may name. Fields drop in this order.
+pub(super) struct Registered {
+    rails: Box<[OnRail]>,
     memory: Arc<dyn Memory>,
     access: Access,
-    context: Arc<Context>,
 }
 
 impl Registered {
-    /// Allocates and registers.
+    /// Allocates memory for work on these rails, and registers it.
     pub(super) fn allocate(
-        context: &Arc<Context>,
+        rails: &[Arc<Context>],
         len: usize,
         access: Access,
         placement: Option<Placement>,
     ) -> Result<Self, TransportError> {
-        let memory = Arc::new(HostMemory::allocate(len, placement)?);
-        let registered = Self { own: OnceLock::new(), memory, access, context: context.clone() };
+        let registered = Self::unregistered(rails, Arc::new(HostMemory::allocate(len, placement)?), access);
         if access == Access::Local && len > 0 {
-            registered.local_key()?;
+            registered.register()?;
         }
         Ok(registered)
     }
 
-    /// Registers memory of the caller's.
+    /// Registers memory of the caller's for work on these rails.
     pub(super) fn adopt(
-        context: &Arc<Context>,
+        rails: &[Arc<Context>],
         memory: Arc<dyn Memory>,
         access: Access,
     ) -> Result<Self, TransportError> {
         check_registrable(&*memory, access)?;
-        let registered = Self { own: OnceLock::new(), memory, access, context: context.clone() };
-        registered.local_key()?;
+        let registered = Self::unregistered(rails, memory, access);
+        registered.register()?;
         Ok(registered)
     }
 
-    /// The region's memory, if it is of this device.
-    pub(super) fn of<'a>(region: &'a Region, context: &Arc<Context>) -> Option<&'a Self> {
-        let own = region.memory().as_any().downcast_ref::<Self>()?;
-        Arc::ptr_eq(&own.context, context).then_some(own)
+    fn unregistered(rails: &[Arc<Context>], memory: Arc<dyn Memory>, access: Access) -> Self {
+        let rails = rails.iter().map(|context| OnRail { context: context.clone(), own: OnceLock::new() }).collect();
+        Self { rails, memory, access }
     }
 
-    /// What this side's work names it by.
-    pub(super) fn local_key(&self) -> Result<u32, TransportError> {
-        if let Some(own) = self.own.get() {
+    fn register(&self) -> Result<(), TransportError> {
+        self.rails.iter().try_for_each(|rail| self.local_key(&rail.context).map(|_| ()))
+    }
+
+    fn on(&self, context: &Arc<Context>) -> Option<&OnRail> {
+        self.rails.iter().find(|rail| Arc::ptr_eq(&rail.context, context))
+    }
+
+    /// The region's memory, if this rail is one of its own.
+    pub(super) fn of<'a>(region: &'a Region, context: &Arc<Context>) -> Option<&'a Self> {
+        let own = region.memory().as_any().downcast_ref::<Self>()?;
+        own.on(context).map(|_| own)
+    }
+
+    /// What this side's work on a rail names it by.
+    pub(super) fn local_key(&self, context: &Arc<Context>) -> Result<u32, TransportError> {
+        let rail = self.on(context).ok_or_else(|| TransportError::invalid("a region of another device"))?;
+        if let Some(own) = rail.own.get() {
             return Ok(own.local_key());
         }
         // SAFETY: the registration is dropped before the memory is.
-        let own = unsafe { Registration::new(&self.context, &*self.memory, Access::Local)? };
-        Ok(self.own.get_or_init(|| own).local_key())
+        let own = unsafe { Registration::new(context, &*self.memory, Access::Local)? };
+        Ok(rail.own.get_or_init(|| own).local_key())
     }
 }
 
@@ -96,36 +115,44 @@ pub(super) fn check_on_demand_paging(context: &Arc<Context>) -> Result<(), Trans
     unsafe { Registration::new(context, &page, Access::PeerWrite) }.map(drop)
 }
 
-/// A region that the peer of one link may use: a registration of its own, so that withdrawing it cuts only this peer.
+/// A region that the peer of one link may use: registrations of its own, so that withdrawing it cuts only this peer.
 /// Fields drop in this order.
 pub(super) struct Grant {
-    registration: Registration,
+    /// One for each rail of the link.
+    registrations: Box<[Registration]>,
     _region: Region,
 }
 
 impl Grant {
-    /// Registers a region for a peer.
-    pub(super) fn new(context: &Arc<Context>, region: &Region, access: Access) -> Result<Self, TransportError> {
+    /// Registers a region for a peer, with the link's rails.
+    pub(super) fn new<'a>(
+        rails: impl Iterator<Item = &'a Arc<Context>>,
+        region: &Region,
+        access: Access,
+    ) -> Result<Self, TransportError> {
         if access == Access::Local {
             return Err(TransportError::invalid("a grant of nothing: grant a region for reading or for writing"));
         }
-        let Some(own) = Registered::of(region, context) else {
-            return Err(TransportError::invalid(format!(
-                "{region:?} was neither allocated nor registered by this device, {}",
-                context.name
-            )));
+        let register = |context: &Arc<Context>| {
+            let Some(own) = Registered::of(region, context) else {
+                return Err(TransportError::invalid(format!(
+                    "{region:?} was neither allocated nor registered by this device, {}",
+                    context.name
+                )));
+            };
+            if own.access < access {
+                let what = format!("{access:?} of a region that was allocated for {:?}", own.access);
+                return Err(TransportError::invalid(what));
+            }
+            // SAFETY: the region's handle is dropped after the registration.
+            unsafe { Registration::new(context, &**region.memory(), access) }
         };
-        if own.access < access {
-            let what = format!("{access:?} of a region that was allocated for {:?}", own.access);
-            return Err(TransportError::invalid(what));
-        }
-        // SAFETY: the region's handle is dropped after the registration.
-        let registration = unsafe { Registration::new(context, &**region.memory(), access)? };
-        Ok(Self { registration, _region: region.clone() })
+        let registrations = rails.map(register).collect::<Result<_, _>>()?;
+        Ok(Self { registrations, _region: region.clone() })
     }
 
-    /// What the peer's work names it by.
-    pub(super) fn remote_key(&self) -> u32 {
-        self.registration.remote_key()
+    /// What the peer's work names it by on each rail of the link.
+    pub(super) fn remote_keys(&self) -> Vec<u32> {
+        self.registrations.iter().map(Registration::remote_key).collect()
     }
 }

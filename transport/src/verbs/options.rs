@@ -9,15 +9,28 @@ use std::time::Duration;
 const PATH_MTUS: [(u16, ibv_mtu); 5] =
     [(256, IBV_MTU_256), (512, IBV_MTU_512), (1024, IBV_MTU_1024), (2048, IBV_MTU_2048), (4096, IBV_MTU_4096)];
 
+/// How queue pairs are connected. Both ends of a link must do it the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Connect {
+    /// By what their descriptors say, which the control plane carries.
+    #[default]
+    Descriptors,
+    /// By librdmacm, loaded at run time: for fabrics that must find or admit routes. Each rail needs an internet
+    /// address; on InfiniBand, that of its IPoIB interface.
+    ConnectionManager,
+}
+
 /// Options of the `verbs` provider. The defaults suit one lossless fabric; both ends of a link should agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerbsOptions {
-    /// The device, such as `mlx5_0`; none takes the first with an active port.
-    pub device: Option<String>,
-    /// Its port, from 1; none takes the first active one.
-    pub port: Option<u8>,
-    /// The index of the GID to use; none prefers RoCE v2 with an IPv4 address.
+    /// The rails, 1 to 8: devices such as `mlx5_0` (its first active port) or `mlx5_1:2` (its port 2). None takes the
+    /// first device with an active port. Lane `i` of every link uses rail `i` modulo their number, here and at the peer,
+    /// which may have another number of them.
+    pub devices: Vec<String>,
+    /// The index of the GID to use, on each rail; none prefers RoCE v2 with an IPv4 address.
     pub gid_index: Option<u8>,
+    /// How queue pairs are connected.
+    pub connect: Connect,
     /// The traffic class (RoCE: the IP header's DSCP and ECN bits).
     pub traffic_class: u8,
     /// The service level (RoCE: the priority).
@@ -50,9 +63,9 @@ pub struct VerbsOptions {
 impl Default for VerbsOptions {
     fn default() -> Self {
         Self {
-            device: None,
-            port: None,
+            devices: Vec::new(),
             gid_index: None,
+            connect: Connect::Descriptors,
             traffic_class: 0,
             service_level: 0,
             timeout: 13,
@@ -72,8 +85,7 @@ impl Default for VerbsOptions {
 impl VerbsOptions {
     /// Refuses what no device can do, by name.
     pub(super) fn check(&self) -> Result<(), TransportError> {
-        let ranges: [(&str, usize, RangeInclusive<usize>); 8] = [
-            ("port", self.port.unwrap_or(1).into(), 1..=255),
+        let ranges: [(&str, usize, RangeInclusive<usize>); 7] = [
             ("service_level", self.service_level.into(), 0..=15),
             ("timeout", self.timeout.into(), 0..=31),
             ("retries", self.retries.into(), 0..=7),
@@ -118,7 +130,6 @@ mod tests {
         };
         let default = VerbsOptions::default();
         default.check().unwrap();
-        refused(VerbsOptions { port: Some(0), ..default.clone() }, "port is 0");
         refused(VerbsOptions { service_level: 16, ..default.clone() }, "service_level is 16");
         refused(VerbsOptions { timeout: 32, ..default.clone() }, "timeout is 32, and can be 0 to 31");
         refused(VerbsOptions { retries: 8, ..default.clone() }, "retries is 8");

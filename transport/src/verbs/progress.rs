@@ -1,9 +1,11 @@
 //! What the device brings to an endpoint: completions, messages of the peers, silence, deadlines; and how links end.
 
+use super::connection_manager::PERIOD;
 use super::control::{self, Message};
-use super::endpoint::VerbsEndpoint;
+use super::descriptor::Contact;
+use super::endpoint::{Rail, VerbsEndpoint};
 use super::lane::SEND;
-use super::link::{CONTROL, Link, Phase};
+use super::link::{CONTROL, CONTROL_RAIL, Link, Phase};
 use super::sys::*;
 use crate::{Completion, Disconnect, LinkId, Side, TransportError, WorkError};
 use std::time::{Duration, Instant};
@@ -33,12 +35,16 @@ impl VerbsEndpoint {
     pub(super) fn progress(&mut self, completions: &mut Vec<Completion>) -> Result<(), TransportError> {
         let limit = completions.len() + COMPLETIONS_PER_POLL;
         let now = self.clock.look();
-        while completions.len() < limit && self.queue.look()? {
-            while let Some(completion) = self.queue.next() {
-                self.take(&completion, now, completions);
-            }
-            if !self.queue.was_full() {
-                break;
+        let first = self.turn;
+        self.turn = if first + 1 < self.rails.len() { first + 1 } else { 0 };
+        for rail in (first..self.rails.len()).chain(0..first) {
+            while completions.len() < limit && self.rails[rail].queue.look()? {
+                while let Some(completion) = self.rails[rail].queue.next() {
+                    self.take(&completion, now, completions);
+                }
+                if !self.rails[rail].queue.was_full() {
+                    break;
+                }
             }
         }
         if self.due.is_some_and(|due| now >= due) {
@@ -97,7 +103,7 @@ impl VerbsEndpoint {
                     }
                 } else if matches!(link.phase, Phase::Connected | Phase::Connecting { .. }) {
                     // A refused peer learns it from its own device, and then says so.
-                    let reason = self.judge_flush(lane);
+                    let reason = judge_flush(&self.rails[link.rail_of(lane)], lane);
                     self.end(id, reason, None);
                 }
             }
@@ -124,20 +130,6 @@ impl VerbsEndpoint {
         }
     }
 
-    /// Why a lane was ended by this side's device, with nothing posted having failed.
-    fn judge_flush(&self, lane: u8) -> Disconnect {
-        self.context.take_events();
-        if self.context.losses() == self.losses && self.context.is_port_active() {
-            Disconnect::AccessRefused(format!("this device refused what the peer asked for on lane {lane}"))
-        } else {
-            self.port_lost()
-        }
-    }
-
-    fn port_lost(&self) -> Disconnect {
-        Disconnect::PeerGone(format!("port {} of {} went down", self.context.port.number, self.context.name))
-    }
-
     /// What completes on a control queue pair.
     fn take_control(
         &mut self,
@@ -159,7 +151,7 @@ impl VerbsEndpoint {
             let first = !std::mem::replace(&mut control.failed, true);
             if link.phase == Phase::Connected && first {
                 let reason = match status {
-                    IBV_WC_WR_FLUSH_ERR => self.port_lost(),
+                    IBV_WC_WR_FLUSH_ERR => port_lost(&self.rails[CONTROL_RAIL]),
                     _ => Disconnect::PeerGone("its device does not answer".into()),
                 };
                 self.end(id, reason, None);
@@ -242,7 +234,7 @@ impl VerbsEndpoint {
         let Some(reason) = link.verdict(now) else { return };
         link.phase = Phase::Ended;
         link.lanes.iter_mut().for_each(|lane| lane.abandon(completions));
-        link.drop_lanes(&self.context, &mut self.queue);
+        link.drop_lanes(&mut self.rails);
         let control = link.control.take();
         completions.push(Completion::Disconnected { link: id, reason });
         if let Some(control) = control {
@@ -250,23 +242,37 @@ impl VerbsEndpoint {
         }
     }
 
+    /// Ends the links that have lanes on a port which has gone down; where the control queue pair is on another, the
+    /// peer is told.
+    fn look_for_losses(&mut self, rail: usize) {
+        let Rail { context, losses, .. } = &mut self.rails[rail];
+        let now = context.losses();
+        if now == std::mem::replace(losses, now) {
+            return;
+        }
+        let reason = port_lost(&self.rails[rail]);
+        let last_word = (rail != CONTROL_RAIL).then_some(Message::Lost);
+        let uses = |link: &Link| rail < link.rails(&self.rails).len();
+        let ids: Vec<_> = self.links.iter().filter(|(_, link)| uses(link)).map(|(&id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.end(id, reason.clone(), last_word));
+    }
+
     /// Does what is due, and finds out what is next.
     fn expire(&mut self, now: Instant, completions: &mut Vec<Completion>) {
         self.due = None;
-        // A system call; while every peer is heard of there is no need to.
-        let keep_alive = self.context.options.keep_alive;
-        if self.links.values().any(|link| link.phase != Phase::Connected || now >= link.heard + keep_alive) {
-            self.context.take_events();
+        // A system call a rail. While every peer is heard of there is no need to; on several rails one may hide another.
+        let keep_alive = self.rails[CONTROL_RAIL].context.options.keep_alive;
+        let quiet = |link: &Link| link.phase != Phase::Connected || now >= link.heard + keep_alive;
+        if self.rails.len() > 1 || self.links.values().any(quiet) {
+            self.rails.iter().for_each(|rail| rail.context.take_events());
         }
-        if self.context.losses() != self.losses {
-            let reason = self.port_lost();
-            self.losses = self.context.losses();
-            let ids: Vec<_> = self.links.keys().copied().collect();
-            ids.into_iter().for_each(|id| self.end(id, reason.clone(), None));
+        for rail in 0..self.rails.len() {
+            self.look_for_losses(rail);
         }
+        self.take_calls(now);
         let before = self.lingering.len();
         self.lingering.retain(|_, (control, deadline)| *deadline > now && control.unsent > 0 && !control.failed);
-        self.queue.retire((before - self.lingering.len()) * control::COMPLETIONS);
+        self.rails[CONTROL_RAIL].queue.retire((before - self.lingering.len()) * control::COMPLETIONS);
         let mut late = Vec::new();
         let mut next = self.lingering.values().map(|(_, deadline)| *deadline).min();
         for (&id, link) in &mut self.links {
@@ -287,6 +293,9 @@ impl VerbsEndpoint {
                 Phase::Connected => look_after(link, now, keep_alive),
             };
             next = Some(next.map_or(due, |next| next.min(due)));
+        }
+        if self.links.values().any(Link::awaits_connections) {
+            next = Some(next.map_or(now + PERIOD, |next| next.min(now + PERIOD)));
         }
         if let Some(next) = next {
             self.remind(next.max(now));
@@ -337,10 +346,27 @@ impl Clock {
     }
 }
 
+/// Why a lane was ended by this side's device, with nothing posted having failed.
+fn judge_flush(rail: &Rail, lane: u8) -> Disconnect {
+    rail.context.take_events();
+    if rail.context.losses() == rail.losses && rail.context.is_port_active() {
+        Disconnect::AccessRefused(format!("this device refused what the peer asked for on lane {lane}"))
+    } else {
+        port_lost(rail)
+    }
+}
+
+fn port_lost(rail: &Rail) -> Disconnect {
+    Disconnect::PeerGone(format!("port {} of {} went down", rail.context.port.number, rail.context.name))
+}
+
 /// Greets once more if the last hello was not answered: the peer was not connected yet, and the queue pair has failed.
 fn dial_again(link: &mut Link) {
-    let (Some(peer), Some(control)) = (&link.peer, &mut link.control) else { return };
-    if control.failed && control.reconnect(&peer.port, peer.control).is_ok() && link.spec.side == Side::Active {
+    let Some(Contact::QueuePairs { ports, control: half, .. }) = link.peer.as_ref().map(|peer| &peer.contact) else {
+        return;
+    };
+    let Some(control) = &mut link.control else { return };
+    if control.failed && control.reconnect(&ports[0], *half).is_ok() && link.spec.side == Side::Active {
         control.send(Message::Hello);
     }
 }

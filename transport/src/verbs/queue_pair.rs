@@ -1,6 +1,7 @@
 //! One reliable-connection queue pair: made, moved through its states, posted to, destroyed.
 
 use super::completion_queue::CompletionQueue;
+use super::connection_manager::{Identifier, Offer};
 use super::context::{Context, Port};
 use super::library::{check, check_pointer, code_error};
 use super::sys::*;
@@ -169,6 +170,39 @@ impl QueuePair {
         };
         let mask = IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY;
         self.modify(send, mask | IBV_QP_MAX_QP_RD_ATOMIC)
+    }
+
+    /// Connects it as the connection manager has agreed with the peer's. Timers and priorities are this side's own.
+    pub(super) fn connect_by(&self, identifier: &Identifier) -> Result<(), TransportError> {
+        let Context { port, options, limits, .. } = &*self.context;
+        for state in [IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS] {
+            let (mut attributes, mask) = identifier.attributes(state)?;
+            attributes.qp_access_flags = self.shape.access;
+            attributes.path_mtu = attributes.path_mtu.min(port.mtu);
+            attributes.max_dest_rd_atomic = attributes.max_dest_rd_atomic.min(limits.reads);
+            attributes.max_rd_atomic = attributes.max_rd_atomic.min(limits.reads);
+            attributes.min_rnr_timer = options.not_ready_timer;
+            attributes.timeout = options.timeout;
+            [attributes.retry_cnt, attributes.rnr_retry] = self.retries();
+            if port.is_ethernet {
+                // On InfiniBand the route has its own.
+                attributes.ah_attr.grh.traffic_class = options.traffic_class;
+                attributes.ah_attr.sl = options.service_level;
+            }
+            self.modify(attributes, mask)?;
+        }
+        Ok(())
+    }
+
+    /// What it offers to a peer through the connection manager.
+    pub(super) fn offer(&self) -> Offer {
+        let reads = self.context.limits.reads;
+        Offer { number: self.half().number, answered_reads: reads, reads }
+    }
+
+    /// How often it sends again, unacknowledged and when the peer is not ready.
+    pub(super) fn retries(&self) -> [u8; 2] {
+        [self.context.options.retries, self.context.options.not_ready_retries]
     }
 
     /// Moves it to the error state: nothing is sent or taken any more, and all that is posted completes as flushed.

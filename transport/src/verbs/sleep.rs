@@ -3,7 +3,7 @@
 use crate::{TransportError, Wake};
 use rustix::event::{EventfdFlags, Timespec, epoll};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,13 +16,13 @@ pub(super) struct Sleep {
 
 impl Sleep {
     /// Watches the given descriptors.
-    pub(super) fn new(watched: &[&dyn AsFd]) -> Result<Self, TransportError> {
+    pub(super) fn new(watched: &[BorrowedFd<'_>]) -> Result<Self, TransportError> {
         let fail = |errno| TransportError::system("making an event queue", errno);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(fail)?;
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(fail)?;
         let waker = Arc::new(EventWaker { event, woken: AtomicBool::new(false) });
-        for fd in watched.iter().chain(&[&waker.event as &dyn AsFd]) {
-            epoll::add(&epoll, fd.as_fd(), epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(fail)?;
+        for fd in watched.iter().chain(&[waker.event.as_fd()]) {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(fail)?;
         }
         Ok(Self { epoll, waker })
     }

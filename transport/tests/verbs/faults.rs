@@ -9,7 +9,7 @@ use stepmesh_transport::verbs::VerbsOptions;
 use stepmesh_transport::{Completion, Disconnect, LinkSpec, PostError, Side, Work};
 
 /// The test may change network interfaces: for guests and name spaces of its own.
-fn may_change_interfaces() -> bool {
+pub(super) fn may_change_interfaces() -> bool {
     let may = std::env::var_os("STEPMESH_BREAK_INTERFACES").is_some();
     if !may {
         println!("skipped: set STEPMESH_BREAK_INTERFACES where the network interfaces may be taken down");
@@ -17,14 +17,37 @@ fn may_change_interfaces() -> bool {
     may
 }
 
-fn run(command: &str, arguments: &[&str]) {
+pub(super) fn run(command: &str, arguments: &[&str]) {
     let status = Command::new(command).args(arguments).status().expect(command);
     assert!(status.success(), "{command} {arguments:?}: {status}");
 }
 
 /// The network interface under a Soft-RoCE device.
-fn interface(device: &str) -> String {
+pub(super) fn interface(device: &str) -> String {
     std::fs::read_to_string(format!("/sys/class/infiniband/{device}/parent")).expect("a Soft-RoCE device").trim().into()
+}
+
+/// A rail of its own for the test: a third device, on an interface that nothing else uses.
+pub(super) struct ThirdRail;
+
+impl ThirdRail {
+    pub(super) const DEVICE: &'static str = "rxe_third";
+    pub(super) const INTERFACE: &'static str = "third0";
+
+    pub(super) fn make() -> Self {
+        run("ip", &["link", "add", Self::INTERFACE, "mtu", "4200", "type", "dummy"]);
+        run("ip", &["address", "add", "10.9.3.1/24", "dev", Self::INTERFACE]);
+        run("ip", &["link", "set", Self::INTERFACE, "up"]);
+        run("rdma", &["link", "add", Self::DEVICE, "type", "rxe", "netdev", Self::INTERFACE]);
+        Self
+    }
+}
+
+impl Drop for ThirdRail {
+    fn drop(&mut self) {
+        run("rdma", &["link", "delete", Self::DEVICE]);
+        run("ip", &["link", "delete", Self::INTERFACE]);
+    }
 }
 
 #[test]
@@ -106,11 +129,14 @@ fn a_peer_killed_mid_transfer_takes_only_its_own_link_along() {
     world.assert_alive(survivor);
 }
 
-/// Each end dials long before the other; both orders connect.
 #[test]
 fn connects_a_peer_that_comes_late() {
-    let mut fixture = fixture!(VerbsOptions::default());
-    let mut world = World::new(&mut fixture);
+    each_end_comes_late(&mut fixture!(VerbsOptions::default()));
+}
+
+/// Each end dials long before the other; both orders connect.
+pub(super) fn each_end_comes_late(fixture: &mut Verbs) {
+    let mut world = World::new(fixture);
     for early in [A, B] {
         let spec = testing::spec(2, Side::Active);
         let specs = [spec, LinkSpec { side: Side::Passive, ..spec }];
@@ -169,16 +195,15 @@ fn loses_nothing_on_a_fabric_that_loses_packets() {
 #[test]
 fn names_what_it_cannot_open() {
     let fixture = fixture!(VerbsOptions::default());
-    let options = VerbsOptions { device: Some("nonesuch".into()), ..Default::default() };
+    let options = VerbsOptions { devices: vec!["nonesuch".into()], ..Default::default() };
     let error = super::open(options).err().expect("refused").to_string();
     assert!(error.contains("nonesuch") && error.contains(&fixture.names[0]), "{error}");
     let error = super::open(VerbsOptions { timeout: 32, ..Default::default() }).err().expect("refused").to_string();
     assert!(error.contains("timeout is 32"), "{error}");
-    let device = || Some(fixture.names[0].clone());
-    let wrong = VerbsOptions { device: device(), gid_index: Some(255), ..Default::default() };
+    let wrong = VerbsOptions { devices: fixture.names[..1].to_vec(), gid_index: Some(255), ..Default::default() };
     let error = super::open(wrong).err().expect("refused").to_string();
     assert!(error.contains("GID 255") && error.contains(&fixture.names[0]), "{error}");
-    let wrong = VerbsOptions { device: device(), port: Some(200), ..Default::default() };
+    let wrong = VerbsOptions { devices: vec![format!("{}:200", fixture.names[0])], ..Default::default() };
     let error = super::open(wrong).err().expect("refused").to_string();
     assert!(error.contains("port 200"), "{error}");
     let _: Arc<_> = super::open(VerbsOptions::default()).unwrap();

@@ -13,7 +13,7 @@ const LEN: usize = 1 << 20;
 #[test]
 fn explains_what_device_memory_needs() {
     let fixture = fixture!(VerbsOptions::default());
-    let device = fixture.open(&fixture.names[0]);
+    let device = fixture.open(&fixture.names[..1]);
     let file = rustix::fs::memfd_create("no-dma-buf", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&file, LEN as u64).unwrap();
     let exported = DeviceMemory::new(LEN).exported_as(file);
@@ -32,7 +32,7 @@ fn refuses_a_dma_buf_that_is_too_short() {
     let file = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&file, LEN as u64 / 2).unwrap();
     let memory = Arc::new(DeviceMemory::new(LEN).exported_as(file));
-    let error = fixture.open(&fixture.names[0]).register(memory, Access::Local).unwrap_err();
+    let error = fixture.open(&fixture.names[..1]).register(memory, Access::Local).unwrap_err();
     assert!(matches!(&error, TransportError::Invalid { what } if what.contains("of a dma-buf of 524288")), "{error:?}");
 }
 
@@ -49,7 +49,7 @@ fn explains_the_limit_of_locked_memory() {
         return;
     }
     // Before the capability goes: what an endpoint needs is not the matter here.
-    let device = fixture.open(&fixture.names[0]);
+    let device = fixture.open(&fixture.names[..1]);
     let limit = rustix::process::Rlimit { current: Some(256 << 10), maximum: Some(256 << 10) };
     rustix::process::setrlimit(rustix::process::Resource::Memlock, limit).unwrap();
     let mut sets = rustix::thread::capabilities(None).unwrap();
@@ -73,7 +73,7 @@ fn explains_the_limit_of_locked_memory() {
 fn on_demand_paging_is_refused_where_the_device_lacks_it() {
     let mut fixture = fixture!(VerbsOptions::default());
     let options = VerbsOptions { on_demand_paging: true, ..Default::default() };
-    match open(VerbsOptions { device: Some(fixture.names[0].clone()), ..options.clone() }) {
+    match open(VerbsOptions { devices: fixture.names[..1].to_vec(), ..options.clone() }) {
         Ok(_) => {
             fixture.options = options;
             testing::writes_a_whole_region_at_once(&mut fixture);

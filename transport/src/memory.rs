@@ -134,7 +134,24 @@ impl HostMemory {
                 .map_err(|errno| TransportError::system(format!("allocating {len} bytes"), errno))?;
         let base =
             NonNull::new(base.cast::<u8>()).ok_or_else(|| TransportError::invalid("the kernel mapped address zero"))?;
+        // SAFETY: the mapping that was just made.
+        unsafe { prefer_huge_pages(base, mapped) };
         Ok(Self { base, len, mapped, placement })
+    }
+}
+
+/// Bytes of a huge page, on the machines that this is for.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks for huge pages where a mapping could hold one: fewer misses of the TLB when it is copied. Where the system has none
+/// to give, nothing changes.
+///
+/// # Safety
+/// `base..base + len` is a mapping of the caller's, in whole pages.
+pub(crate) unsafe fn prefer_huge_pages(base: NonNull<u8>, len: usize) {
+    if len >= HUGE_PAGE {
+        // SAFETY: the caller's contract; the advice changes no byte.
+        let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, rustix::mm::Advice::LinuxHugepage) };
     }
 }
 

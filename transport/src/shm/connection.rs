@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub(super) unreported: [usize; MAX_LANES as usize],
     /// A lane was found full since the last wait.
     pub(super) blocked: bool,
+    /// Something has arrived since the sockets were seen to.
+    pub(super) spoke: bool,
     /// By key.
     imports: Vec<Import>,
     arrived: Vec<(GrantDescriptor, OwnedFd)>,
@@ -62,6 +64,7 @@ impl Connection {
             bell,
             unreported: [0; MAX_LANES as usize],
             blocked: false,
+            spoke: false,
             imports: Vec::new(),
             arrived: Vec::new(),
             granted: Vec::new(),
@@ -104,6 +107,7 @@ impl Connection {
                 consumer.release();
             }
         }
+        self.spoke |= *budget < before;
         let Some(ending) = &mut self.ending else { return Ok(None) };
         ending.left = ending.left.saturating_sub(before - *budget);
         let all = *budget > 0 || ending.left == 0;

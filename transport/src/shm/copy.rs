@@ -1,16 +1,142 @@
-//! The one place where payload bytes move.
+//! The one place where payload bytes move, and the choice of how.
+//!
+//! Where the target's lines are in this core's caches, plain stores are fastest. Where they are not, because the peer has
+//! read the last transfer to the same place, plain stores fetch every line before they overwrite it, and non-temporal
+//! stores are about three times as fast. Which it is cannot be known beforehand, so a large copy begins plainly and looks
+//! at the clock: what was slower than non-temporal stores are on this machine goes on with those. `rep movsb` never won;
+//! `docs/benchmarks.md` has the figures.
 
 use std::ptr;
 
-/// Copies `len` bytes. How (`rep movsb`, non-temporal stores with a closing fence, plain) is to be chosen here, by size.
-///
-/// Bytes that were produced in place (`source == target`) are not touched.
+/// Copies `len` bytes. Bytes that were produced in place (`source == target`) are not touched.
 ///
 /// # Safety
 /// `source..source + len` must be readable and `target..target + len` writable; they may overlap.
+#[inline]
 pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
-    if !ptr::eq(source, target) {
-        // SAFETY: this function's contract.
-        unsafe { ptr::copy(source, target, len) };
+    if ptr::eq(source, target) {
+        return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if len >= streaming::SMALLEST && source.addr().abs_diff(target.addr()) >= len {
+        // SAFETY: this function's contract, and the ranges were found apart.
+        return unsafe { streaming::copy(source, target, len) };
+    }
+    // SAFETY: this function's contract.
+    unsafe { ptr::copy(source, target, len) }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod streaming {
+    use std::arch::x86_64::{
+        __m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _rdtsc,
+    };
+    use std::ptr;
+    use std::sync::OnceLock;
+
+    /// Bytes that are copied plainly to see how that goes: more than the store buffer and the prefetchers' start hide.
+    const PROBE: usize = 16 << 10;
+    /// Smaller copies are plain.
+    pub(super) const SMALLEST: usize = 4 * PROBE;
+    /// Bytes of a step: a cache line.
+    const LINE: usize = 64;
+    /// How far ahead of the step the source is fetched.
+    const AHEAD: usize = 16 * LINE;
+
+    /// Copies plainly at first, and then in the way that is faster here.
+    ///
+    /// # Safety
+    /// As for `ptr::copy_nonoverlapping`; at least [`PROBE`] bytes.
+    pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
+        let limit = limit_ticks();
+        // SAFETY: the caller's contract, for the first bytes and then for the others.
+        unsafe {
+            let before = _rdtsc();
+            ptr::copy_nonoverlapping(source, target, PROBE);
+            let took = _rdtsc().wrapping_sub(before);
+            let (source, target, len) = (source.add(PROBE), target.add(PROBE), len - PROBE);
+            if took > limit { stream(source, target, len) } else { ptr::copy_nonoverlapping(source, target, len) }
+        }
+    }
+
+    /// Copies past the caches, and has all of it in memory before any later store.
+    ///
+    /// # Safety
+    /// As for `ptr::copy_nonoverlapping`.
+    unsafe fn stream(mut source: *const u8, mut target: *mut u8, mut len: usize) {
+        let head = target.align_offset(LINE).min(len);
+        // SAFETY: the caller's contract: never are more than the `len` bytes that are left read or written. A line is
+        // stored at a multiple of its size. Prefetching an address does not access it.
+        unsafe {
+            ptr::copy_nonoverlapping(source, target, head);
+            (source, target, len) = (source.add(head), target.add(head), len - head);
+            while len >= LINE {
+                _mm_prefetch::<_MM_HINT_T0>(source.wrapping_add(AHEAD).cast());
+                let (from, to) = (source.cast::<__m128i>(), target.cast::<__m128i>());
+                let line = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
+                for (i, part) in line.into_iter().enumerate() {
+                    _mm_stream_si128(to.add(i), part);
+                }
+                (source, target, len) = (source.add(LINE), target.add(LINE), len - LINE);
+            }
+            ptr::copy_nonoverlapping(source, target, len);
+            _mm_sfence();
+        }
+    }
+
+    /// How long plain stores may take for [`PROBE`] bytes before non-temporal ones are better: half as long again as those
+    /// take, in ticks of the time-stamp counter. Measured once, in about 100 µs.
+    pub(super) fn limit_ticks() -> u64 {
+        static LIMIT: OnceLock<u64> = OnceLock::new();
+        *LIMIT.get_or_init(measure)
+    }
+
+    fn measure() -> u64 {
+        const BYTES: usize = 16 * PROBE;
+        let (source, mut target) = (vec![1; BYTES], vec![0; BYTES]);
+        let fastest = (0..8).map(|_| {
+            // SAFETY: two vectors of that many bytes.
+            unsafe {
+                let before = _rdtsc();
+                stream(source.as_ptr(), target.as_mut_ptr(), BYTES);
+                _rdtsc().wrapping_sub(before)
+            }
+        });
+        let ticks = fastest.min().unwrap_or(0) * PROBE as u64 / BYTES as u64;
+        ticks + ticks / 2
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn streaming_copies_every_byte_and_no_other() {
+            let source: Vec<u8> = (0..20_000u32).map(|i| (i * 7 + i / 256) as u8 | 1).collect();
+            for (from, to, len) in [(0, 0, 0), (1, 3, 63), (5, 64, 64), (3, 1, 127), (0, 7, 9_999), (11, 0, 16_384)] {
+                let mut target = vec![0; 20_000];
+                // SAFETY: both ranges are inside their vectors.
+                unsafe { stream(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
+                assert_eq!(target[to..to + len], source[from..from + len]);
+                assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
+            }
+        }
+
+        #[test]
+        fn both_ways_copy_the_same() {
+            let source: Vec<u8> = (0..100_000u32).map(|i| (i * 31 + i / 256) as u8).collect();
+            for len in [SMALLEST, SMALLEST + 1, 70_001, 100_000] {
+                let mut target = vec![0; len];
+                // SAFETY: both vectors have so many bytes.
+                unsafe { copy(source.as_ptr(), target.as_mut_ptr(), len) };
+                assert_eq!(target, source[..len]);
+            }
+        }
+    }
+}
+
+/// Learns what this machine is good at, so that no transfer has to.
+pub(super) fn prepare() {
+    #[cfg(target_arch = "x86_64")]
+    streaming::limit_ticks();
 }

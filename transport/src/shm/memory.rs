@@ -1,8 +1,9 @@
 //! Sealed shared memory: memfds that can neither shrink nor grow, so that no mapping of them can fault.
 
+use crate::memory::prefer_huge_pages;
 use crate::{Access, Memory, Placement, Region, TransportError, page_bytes, round_to_page};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::any::Any;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -12,10 +13,23 @@ const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(Sea
 
 /// Makes a memfd of `len` zeroed bytes (whole pages) with all its memory taken; the caller seals it.
 pub(super) fn create(name: &str, len: usize) -> Result<OwnedFd, TransportError> {
+    let fd = open(name, len)?;
+    take_all(&fd, len)?;
+    Ok(fd)
+}
+
+/// Makes a memfd of `len` zeroed bytes that takes no memory yet.
+fn open(name: &str, len: usize) -> Result<OwnedFd, TransportError> {
     let failed = |errno| TransportError::system(format!("making {len} bytes of shared memory ({name})"), errno);
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(failed)?;
-    rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64).map_err(failed)?;
+    rustix::fs::ftruncate(&fd, len as u64).map_err(failed)?;
     Ok(fd)
+}
+
+/// Takes the memory of all pages that have none yet, so that none can be wanting later.
+fn take_all(fd: &OwnedFd, len: usize) -> Result<(), TransportError> {
+    rustix::fs::fallocate(fd, FallocateFlags::empty(), 0, len as u64)
+        .map_err(|errno| TransportError::system(format!("taking {len} bytes of shared memory"), errno))
 }
 
 /// Fixes the size of a memfd, and with `read_only` lets no one map it writable from now on.
@@ -63,16 +77,22 @@ impl Mapping {
             return Err(TransportError::invalid(format!("{len} bytes do not fit a place of {}", place.len())));
         }
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
         let (hint, flags) = match &placement {
-            Some(place) => (place.address().as_ptr(), flags | MapFlags::FIXED),
-            None => (ptr::null_mut(), flags),
+            Some(place) => (place.address().as_ptr(), MapFlags::SHARED | MapFlags::FIXED),
+            None => (ptr::null_mut(), MapFlags::SHARED),
         };
         // SAFETY: either the kernel chooses the address, or the placement owns the addresses that are replaced.
         let base = unsafe { rustix::mm::mmap(hint.cast(), len, protection, flags, fd, 0) }
             .map_err(|errno| TransportError::system(format!("mapping {len} bytes of shared memory"), errno))?;
         let base =
             NonNull::new(base.cast::<u8>()).ok_or_else(|| TransportError::invalid("the kernel mapped address zero"))?;
+        let faults = if writable { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+        // SAFETY: the mapping that was just made; neither advice changes a byte.
+        unsafe {
+            prefer_huge_pages(base, len);
+            // Best effort: what is not faulted in now is when it is first touched.
+            let _ = rustix::mm::madvise(base.as_ptr().cast(), len, faults);
+        }
         Ok(Self { base, len, placement })
     }
 
@@ -103,8 +123,10 @@ impl SharedMemory {
     /// Memory of this side that may be granted up to `access`.
     pub(super) fn allocate(len: usize, access: Access, placement: Option<Placement>) -> Result<Self, TransportError> {
         let mapped = round_to_page(len.max(1))?;
-        let fd = create("stepmesh-region", mapped)?;
+        // Mapped before it takes memory, because huge pages are asked for by the mapping.
+        let fd = open("stepmesh-region", mapped)?;
         let mapping = Mapping::new(fd.as_fd(), mapped, true, placement)?;
+        take_all(&fd, mapped)?;
         seal(&fd, access != Access::PeerWrite)?;
         Ok(Self { mapping, len, writable: true, owned: Some((fd, access)) })
     }

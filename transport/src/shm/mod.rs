@@ -47,6 +47,7 @@ const MAX_INLINE: usize = 256;
 
 /// Opens the provider.
 pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
+    copy::prepare();
     Ok(Arc::new(ShmDevice { options: options.clone() }))
 }
 

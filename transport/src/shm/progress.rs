@@ -26,6 +26,8 @@ const SHORT_SLICE: Duration = Duration::from_millis(1);
 #[derive(Default)]
 pub(super) struct Schedule {
     due: bool,
+    /// They went unheard for long.
+    late: bool,
     /// A hello is under way.
     hello: bool,
     polls: u32,
@@ -45,13 +47,17 @@ impl Schedule {
         if self.polls.is_multiple_of(HELLO_POLLS) {
             self.consider();
         }
-        self.due
+        self.due || self.late
     }
 
     #[cold]
     fn consider(&mut self) {
-        self.due |= self.hello
-            || self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS;
+        self.due |= self.hello;
+        self.late |= self.polls.is_multiple_of(CLOCK_POLLS) && coarse_ms().wrapping_sub(self.heard_ms) >= SOCKETS_MS;
+    }
+
+    fn heard(&mut self) {
+        (self.due, self.late, self.heard_ms) = (false, false, coarse_ms());
     }
 }
 
@@ -66,7 +72,7 @@ impl ShmEndpoint {
     pub(super) fn make_progress(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
         let before = completions.len();
         if self.schedule.is_due() {
-            self.hear_sockets()?;
+            self.see_to_sockets()?;
         }
         let mut budget = AT_ONCE;
         if !self.ready.is_empty() {
@@ -113,7 +119,17 @@ impl ShmEndpoint {
         }
     }
 
+    /// Hears the sockets, unless it is only a matter of whether the peers are alive, and their immediates say that they are:
+    /// so a link that is busy makes no system call.
     #[cold]
+    fn see_to_sockets(&mut self) -> Result<(), TransportError> {
+        if self.all_speak() && !self.schedule.due && !self.deaf {
+            self.schedule.heard();
+            return Ok(());
+        }
+        self.hear_sockets()
+    }
+
     fn hear_sockets(&mut self) -> Result<(), TransportError> {
         if self.deaf
             && let Some(listener) = &self.listener
@@ -133,9 +149,15 @@ impl ShmEndpoint {
         }
         let connecting = self.links.iter().any(|link| link.deadline().is_some());
         self.schedule.hello = connecting || !self.candidates.is_empty();
-        self.schedule.due = false;
-        self.schedule.heard_ms = coarse_ms();
+        self.schedule.heard();
         Ok(())
+    }
+
+    /// Whether every link is connected and its peer has sent something since the last time.
+    fn all_speak(&mut self) -> bool {
+        let speaks =
+            |link: &mut Link| link.connection().is_some_and(|connection| std::mem::take(&mut connection.spoke));
+        !self.links.is_empty() && self.links.iter_mut().fold(true, |all, link| speaks(link) & all)
     }
 
     fn hear_link(&mut self, id: LinkId) {

@@ -85,6 +85,9 @@ pub struct DeviceOptions {
     pub hello_timeout: Duration,
     /// How long `wait` polls before it sleeps on the provider's event. Zero on machines with few cores.
     pub spin: Duration,
+    /// `tcp`: how long a receive on an empty socket polls the network card's queue itself (`SO_BUSY_POLL`), for cards whose
+    /// driver can. Zero is off; more than `net.core.busy_read` needs `CAP_NET_ADMIN`.
+    pub busy_poll: Duration,
     /// `verbs`: the device and how it is used.
     pub verbs: VerbsOptions,
 }
@@ -96,6 +99,7 @@ impl Default for DeviceOptions {
             port: 0,
             hello_timeout: Duration::from_secs(5),
             spin: Duration::ZERO,
+            busy_poll: Duration::ZERO,
             verbs: VerbsOptions::default(),
         }
     }

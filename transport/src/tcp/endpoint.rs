@@ -6,6 +6,7 @@ use super::frame::{Header, Opcode};
 use super::greeting::{Dial, Greeting};
 use super::linger::Linger;
 use super::link::{Link, Phase, Seat};
+use super::lively::Lively;
 use super::memory::may_grant;
 use super::poller::{Poller, Token};
 use super::socket;
@@ -17,12 +18,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+/// How many polls pass between two questions for events while there are lively lanes.
+const LIVELY_POLLS: u32 = 32;
+/// After how many polls without a wait the kernel need make no events for lively lanes.
+const APART_POLLS: u32 = 64;
+
 /// An endpoint over sockets.
 pub(super) struct TcpEndpoint {
     pub(super) listener: TcpListener,
     pub(super) address: SocketAddr,
     pub(super) hello_timeout: Duration,
     spin: Duration,
+    busy_poll: Duration,
     pub(super) poller: Poller,
     pub(super) links: BTreeMap<LinkId, Link>,
     next_link: u32,
@@ -34,6 +41,9 @@ pub(super) struct TcpEndpoint {
     pub(super) last_id: u64,
     /// Who is to have a turn, in order.
     pub(super) turns: VecDeque<Token>,
+    /// The lanes that a poll looks at without asking the kernel for events first.
+    pub(super) lively: Lively,
+    polls: u32,
     /// Somebody wants to be accepted.
     pub(super) knock: bool,
     /// When to look for connections again, having run out of files.
@@ -46,7 +56,7 @@ impl TcpEndpoint {
     /// Listens.
     pub(super) fn new(options: &DeviceOptions) -> Result<Self, TransportError> {
         let wanted = SocketAddr::new(options.address, options.port);
-        let listener = socket::listen(wanted)?;
+        let listener = socket::listen(wanted, options.busy_poll)?;
         let address = listener.local_addr().map_err(|error| TransportError::system(format!("{wanted}"), error))?;
         let poller = Poller::new()?;
         poller.add_listener(&listener)?;
@@ -55,6 +65,7 @@ impl TcpEndpoint {
             address,
             hello_timeout: options.hello_timeout,
             spin: options.spin,
+            busy_poll: options.busy_poll,
             poller,
             links: BTreeMap::new(),
             next_link: 0,
@@ -62,6 +73,8 @@ impl TcpEndpoint {
             lingering: BTreeMap::new(),
             last_id: 0,
             turns: VecDeque::new(),
+            lively: Lively::default(),
+            polls: 0,
             knock: false,
             deaf_until: None,
             deadline: None,
@@ -92,10 +105,12 @@ impl TcpEndpoint {
         let Some(link) = self.links.get_mut(&id) else { return };
         let LinkSpec { incarnation, lanes, .. } = link.spec;
         for lane in 0..lanes {
-            let dial = Dial::new(peer, incarnation, lane, lanes).map_err(|error| error.to_string()).and_then(|dial| {
-                self.poller.add(&dial.socket, Token::Lane(id, lane)).map_err(|error| error.to_string())?;
-                Ok(dial)
-            });
+            let dial = Dial::new(peer, incarnation, lane, lanes, self.busy_poll)
+                .map_err(|error| error.to_string())
+                .and_then(|dial| {
+                    self.poller.add(&dial.socket, Token::Lane(id, lane)).map_err(|error| error.to_string())?;
+                    Ok(dial)
+                });
             match dial {
                 Ok(dial) => link.seats[usize::from(lane)] = Seat::Dialling(dial),
                 Err(why) => {
@@ -141,6 +156,16 @@ impl TcpEndpoint {
         if link.queued & bit == 0 {
             link.queued |= bit;
             self.turns.push_back(Token::Lane(id, lane));
+        }
+    }
+
+    /// Lets the kernel make no events for the lively lanes, or again.
+    fn set_apart(&mut self, apart: bool) {
+        for (id, lane) in self.lively.lanes() {
+            let link = self.links.get_mut(&id);
+            if let Some(Seat::Open(lane)) = link.and_then(|link| link.seats.get_mut(usize::from(lane))) {
+                lane.set_apart(&self.poller, apart);
+            }
         }
     }
 
@@ -228,8 +253,10 @@ impl Endpoint for TcpEndpoint {
 
     fn close(&mut self, id: LinkId) {
         let Some(link) = self.links.remove(&id) else { return };
+        self.lively.forget(id);
         for seat in link.seats {
-            if let Seat::Open(lane) = seat {
+            if let Seat::Open(mut lane) = seat {
+                lane.set_apart(&self.poller, false);
                 let (socket, rest) = lane.part(true, Header::plain(Opcode::Bye, link.spec.incarnation));
                 self.linger(Linger::new(socket, rest));
             }
@@ -246,8 +273,17 @@ impl Endpoint for TcpEndpoint {
 
     fn poll(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
         let before = completions.len();
-        let events = self.poller.collect(Duration::ZERO)?;
-        self.note(events);
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(APART_POLLS) {
+            self.set_apart(true);
+        }
+        if self.lively.is_empty() || self.polls.is_multiple_of(LIVELY_POLLS) {
+            let events = self.poller.collect(Duration::ZERO)?;
+            self.note(events);
+        }
+        for (link, lane) in self.lively.lanes() {
+            self.queue_lane(link, lane, false);
+        }
         self.progress(completions);
         Ok(completions.len() - before)
     }
@@ -256,6 +292,8 @@ impl Endpoint for TcpEndpoint {
         if self.has_turns() {
             return Ok(());
         }
+        self.polls = 0;
+        self.set_apart(false);
         let start = Instant::now();
         let timeout = self.deadline.map_or(timeout, |due| timeout.min(due.saturating_duration_since(start)));
         let spin = self.spin.min(timeout);

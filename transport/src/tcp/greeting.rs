@@ -5,7 +5,7 @@ use super::socket::{self, Gather};
 use crate::{Disconnect, LinkId, LinkSecret, Side};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Sends a message to a socket that has room for it, having been sent next to nothing yet.
 pub(super) fn send(socket: &TcpStream, message: &Message) -> io::Result<()> {
@@ -81,9 +81,15 @@ enum Awaits {
 
 impl Dial {
     /// Dials.
-    pub(super) fn new(address: SocketAddr, incarnation: u32, lane: u8, lanes: u8) -> io::Result<Self> {
+    pub(super) fn new(
+        address: SocketAddr,
+        incarnation: u32,
+        lane: u8,
+        lanes: u8,
+        busy_poll: Duration,
+    ) -> io::Result<Self> {
         let talk = Transcript { incarnation, lane, lanes, dialler_nonce: nonce()?, listener_nonce: [0; 32] };
-        let socket = socket::dial(address)?;
+        let socket = socket::dial(address, busy_poll)?;
         Ok(Self { socket, address, mailbox: Mailbox::new(), talk, awaits: Awaits::Connection })
     }
 

@@ -4,6 +4,7 @@ use super::frame::{Header, Opcode, Refusal};
 use super::grants::Grants;
 use super::inbox::{Arrival, Inbox, Then};
 use super::outbox::{Flow, Frame, Outbox, Payload, Rest};
+use super::poller::{Poller, Token};
 use crate::{Access, Completion, Disconnect, LinkId};
 use std::io;
 use std::net::TcpStream;
@@ -22,6 +23,10 @@ pub(super) struct Lane {
     index: u8,
     /// The peer has closed the lane in good order.
     said_bye: bool,
+    /// Bytes have come since [`Lane::take_moved`].
+    received: bool,
+    /// The kernel makes no events for it: it is tried instead.
+    apart: bool,
 }
 
 /// What ends a link.
@@ -42,7 +47,34 @@ fn protocol(what: impl ToString) -> Fault {
 impl Lane {
     /// A lane over a proven connection.
     pub(super) fn new(socket: TcpStream, link: LinkId, index: u8, incarnation: u32) -> Self {
-        Self { socket, outbox: Outbox::new(incarnation), inbox: Inbox::new(), link, index, said_bye: false }
+        Self {
+            socket,
+            outbox: Outbox::new(incarnation),
+            inbox: Inbox::new(),
+            link,
+            index,
+            said_bye: false,
+            received: false,
+            apart: false,
+        }
+    }
+
+    /// Lets the kernel make no events for it, or again; what came meanwhile makes one then.
+    pub(super) fn set_apart(&mut self, poller: &Poller, apart: bool) {
+        if self.apart == apart {
+            return;
+        }
+        if apart {
+            poller.remove(&self.socket);
+            self.apart = true;
+        } else {
+            self.apart = poller.add(&self.socket, Token::Lane(self.link, self.index)).is_err();
+        }
+    }
+
+    /// Whether bytes have come or gone since the last time.
+    pub(super) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.received) | self.outbox.take_sent()
     }
 
     /// Whether the peer has closed it in good order.
@@ -94,6 +126,7 @@ impl Lane {
                 Arrival::Starved => match self.inbox.fill(&self.socket, BYTES_PER_TURN - bytes) {
                     Ok((0, _)) => return Err(self.gone("its connection was closed")),
                     Ok((count, more)) => {
+                        self.received = true;
                         bytes += count;
                         drained = !more && !hangup;
                     }

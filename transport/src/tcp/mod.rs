@@ -3,8 +3,8 @@
 //! An endpoint listens on one address; a link has one connection per lane, dialled by its active side. Every connection
 //! proves the link secret (`hello`) before a frame of it is parsed, and every frame is checked against what the link
 //! has granted (`grants`) before its payload is received, straight into the target region (`inbox`). Work leaves
-//! straight from its region (`outbox`). One epoll set drives all of an endpoint's sockets; there is no thread and no
-//! runtime. A lane neither allocates nor copies in its steady state, but for payloads that arrive together with their
+//! straight from its region (`outbox`). One epoll set drives all of an endpoint's sockets, but for those that
+//! are tried directly while bytes move on them (`lively`); there is no thread and no runtime. A lane neither allocates nor copies in its steady state, but for payloads that arrive together with their
 //! header.
 //!
 //! What a NIC's acknowledgements do, frames do here: signalled work is done when the peer's endpoint has placed its bytes
@@ -30,6 +30,7 @@ mod inbox;
 mod lane;
 mod linger;
 mod link;
+mod lively;
 mod memory;
 mod outbox;
 mod poller;

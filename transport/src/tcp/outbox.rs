@@ -132,6 +132,8 @@ pub(super) struct Outbox {
     /// How many of the peer's work requests have taken effect, and whether the peer waits to hear it.
     executed: u64,
     owes_news: bool,
+    /// Bytes have left since [`Outbox::take_sent`].
+    sent: bool,
     /// The socket takes no more; what it still delivers says why.
     broken: bool,
     incarnation: u32,
@@ -149,6 +151,7 @@ impl Outbox {
             replying: false,
             executed: 0,
             owes_news: false,
+            sent: false,
             broken: false,
             incarnation,
         }
@@ -192,6 +195,11 @@ impl Outbox {
     /// Whether the peer waits to hear what has taken effect, and no frame is about to tell it.
     pub(super) fn owes_news(&self) -> bool {
         self.owes_news && !self.broken && self.is_drained()
+    }
+
+    /// Whether bytes have left since the last time.
+    pub(super) fn take_sent(&mut self) -> bool {
+        std::mem::take(&mut self.sent)
     }
 
     fn is_drained(&self) -> bool {
@@ -244,6 +252,7 @@ impl Outbox {
             match result {
                 Ok((sent, all)) => {
                     left -= sent;
+                    self.sent |= sent > 0;
                     self.owes_news &= sent == 0 || !begins;
                     self.account(sent);
                     if !all {

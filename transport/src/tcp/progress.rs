@@ -138,12 +138,18 @@ impl TcpEndpoint {
                 }
                 Err(reason) => Fault::Ended(reason),
             },
-            Seat::Open(open) => match open.serve(&link.grants, hangup, completions, limit) {
-                Ok(true) => return self.queue_lane(id, lane, false),
-                Ok(false) if link.all_said_bye() => Fault::Ended(Disconnect::Closed),
-                Ok(false) => return,
-                Err(fault) => fault,
-            },
+            Seat::Open(open) => {
+                let served = open.serve(&link.grants, hangup, completions, limit);
+                if !self.lively.note(id, lane, open.take_moved()) {
+                    open.set_apart(&self.poller, false);
+                }
+                match served {
+                    Ok(true) => return self.queue_lane(id, lane, false),
+                    Ok(false) if link.all_said_bye() => Fault::Ended(Disconnect::Closed),
+                    Ok(false) => return,
+                    Err(fault) => fault,
+                }
+            }
         };
         self.fail(id, lane, fault, completions);
     }
@@ -178,8 +184,10 @@ impl TcpEndpoint {
         let Some(link) = self.links.get_mut(&id).filter(|link| link.phase != Phase::Ended) else { return };
         link.phase = Phase::Ended;
         link.grants.clear();
+        self.lively.forget(id);
         for (lane, seat) in (0..).zip(std::mem::take(&mut link.seats)) {
-            let Seat::Open(open) = seat else { continue };
+            let Seat::Open(mut open) = seat else { continue };
+            open.set_apart(&self.poller, false);
             let refused = refused.and_then(|(bad, sequence)| (bad == lane).then_some(sequence));
             open.outbox.abandon(refused, |signal, fate| {
                 let (token, result) = match (fate, signal) {

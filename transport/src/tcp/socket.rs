@@ -18,24 +18,31 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Places that one call sends from.
 const PARTS: usize = 16;
+/// Up to here it is quicker to bring several places together than to have the kernel look at each.
+const TOGETHER: usize = 512;
 
-/// A non-blocking listener.
-pub(super) fn listen(address: SocketAddr) -> Result<TcpListener, TransportError> {
+/// A non-blocking listener; what it accepts inherits `busy_poll`.
+pub(super) fn listen(address: SocketAddr, busy_poll: Duration) -> Result<TcpListener, TransportError> {
     if address.ip().is_unspecified() {
         return Err(TransportError::invalid(format!("{address}: name the address that peers shall dial")));
     }
     let fail = |error| TransportError::system(format!("listening on {address}"), error);
     let listener = TcpListener::bind(address).map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
+    set_busy_poll(&listener, busy_poll).map_err(|error| {
+        let what = format!("busy polling for {busy_poll:?} (CAP_NET_ADMIN, or net.core.busy_read, allows it)");
+        TransportError::system(what, error)
+    })?;
     Ok(listener)
 }
 
 /// Starts to connect; the socket becomes writable when that is decided.
-pub(super) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn dial(address: SocketAddr, busy_poll: Duration) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     tune(&socket)?;
+    set_busy_poll(&socket, busy_poll)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
         Err(errno) => Err(errno.into()),
@@ -51,6 +58,20 @@ pub(super) fn tune(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(socket, PROBE_EVERY)?;
     sockopt::set_tcp_user_timeout(socket, SILENCE.as_millis() as u32)?;
     Ok(())
+}
+
+/// Lets receives on an empty socket look at the card's queue for so long.
+fn set_busy_poll(socket: &impl AsRawFd, time: Duration) -> io::Result<()> {
+    if time.is_zero() {
+        return Ok(());
+    }
+    let us = libc::c_int::try_from(time.as_micros()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option's value is one `int`, which outlives the call.
+    let result = unsafe {
+        let size = size_of_val(&us) as libc::socklen_t;
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BUSY_POLL, (&raw const us).cast(), size)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Bytes from several places that leave in one call.
@@ -100,8 +121,32 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Hands to the kernel what it takes; says how much that was.
+    /// Hands to the kernel what it takes; says how much that was. A single place is sent by the plainest call there is,
+    /// which is quicker by a good part of a microsecond.
     pub(super) fn send(&mut self, socket: &TcpStream) -> io::Result<usize> {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let parts = &self.parts[..self.count];
+        let mut together = [0u8; TOGETHER];
+        let single = match parts {
+            [part] => Some((part.iov_base.cast_const(), part.iov_len)),
+            _ if self.bytes <= TOGETHER => {
+                let mut filled = 0;
+                for part in parts {
+                    // SAFETY: each part was filled by `push` from memory borrowed for 'a; together they have `self.bytes`.
+                    unsafe {
+                        let to = together.as_mut_ptr().add(filled);
+                        std::ptr::copy_nonoverlapping(part.iov_base.cast_const().cast(), to, part.iov_len);
+                    }
+                    filled += part.iov_len;
+                }
+                Some((together.as_ptr().cast(), filled))
+            }
+            _ => None,
+        };
+        if let Some((base, len)) = single {
+            // SAFETY: readable bytes, a part or those just brought together; the kernel writes nothing.
+            return retry(|| unsafe { libc::send(socket.as_raw_fd(), base, len, flags) });
+        }
         // SAFETY: `msghdr` is a plain C structure for which all zeros is the empty message.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.parts.as_mut_ptr();
@@ -109,7 +154,7 @@ impl<'a> Gather<'a> {
         retry(|| {
             // SAFETY: the message points to the first `count` parts, each of which was filled by `push` from memory
             // borrowed for 'a, so all of it is readable during the call; the kernel writes nothing.
-            unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) }
         })
     }
 }
@@ -131,6 +176,11 @@ pub(super) fn receive(
         count = 1;
     }
     parts[count] = libc::iovec { iov_base: stage.as_mut_ptr().cast(), iov_len: stage.len() };
+    if count == 0 || stage.is_empty() {
+        let libc::iovec { iov_base, iov_len } = parts[0];
+        // SAFETY: one place, and it is either of those below.
+        return retry(|| unsafe { libc::recv(socket.as_raw_fd(), iov_base, iov_len, libc::MSG_DONTWAIT) });
+    }
     retry(|| {
         // SAFETY: the first `count + 1` parts are a checked range of a region that the caller borrows, writable by
         // `Memory`'s contract, and an exclusively borrowed slice; the socket does not block.

@@ -54,7 +54,7 @@ impl Pair {
             .map_err(|error| io::Error::other(error.to_string()))
             .map_err(BenchError::system("drawing a link secret"))?;
         let own = [0, 1].map(|end| own(provider, options, end));
-        let rdma_devices = own.each_ref().map(|options| options.verbs.device.clone().unwrap_or_default());
+        let rdma_devices = own.each_ref().map(|options| options.verbs.devices.first().cloned().unwrap_or_default());
         let open = |side| {
             let device = stepmesh_transport::open(provider, &own[usize::from(side == Side::Passive)])?;
             let mut endpoint = device.endpoint()?;
@@ -143,10 +143,10 @@ impl Pair {
 /// The options of one end. Where nothing says otherwise, the two ends of RDMA are the first two devices.
 fn own(provider: Provider, options: &DeviceOptions, end: usize) -> DeviceOptions {
     let mut options = options.clone();
-    if provider == Provider::Verbs && options.verbs.device.is_none() {
+    if provider == Provider::Verbs && options.verbs.devices.is_empty() {
         let names = verbs::device_names().unwrap_or_default();
         let last = names.len().saturating_sub(1);
-        options.verbs.device = names.into_iter().nth(last.min(end));
+        options.verbs.devices.extend(names.into_iter().nth(last.min(end)));
     }
     options
 }

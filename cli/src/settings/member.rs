@@ -46,6 +46,9 @@ macro_rules! member {
             address: IpAddr = IpAddr::from([127, 0, 0, 1]),
             /// tcp: port to listen on; 0 lets the system choose
             port: u16 = 0,
+            /// tcp: how long a receive polls the network card's own queue (SO_BUSY_POLL); 0 is off
+            #[arg(value_name = "US")]
+            tcp_busy_poll_us: u64 = 0,
             /// verbs: the rails, such as mlx5_0,mlx5_1:2 (a device, its port) [default: the first with an active port]
             #[arg(value_name = "NAMES")]
             verbs_devices: Names,
@@ -127,6 +130,7 @@ macro_rules! member {
                         port: self.port,
                         hello_timeout: Duration::from_millis(self.hello_timeout_ms),
                         spin: Duration::from_micros(self.spin_us),
+                        busy_poll: Duration::from_micros(self.tcp_busy_poll_us),
                         verbs: VerbsOptions {
                             devices: self.verbs_devices.clone().map(Vec::from).unwrap_or_default(),
                             connect: self.verbs_connect.into(),

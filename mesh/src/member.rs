@@ -287,6 +287,9 @@ impl Member {
 
     /// Checks that the memory is allowed, then registers all of it that does not depend on a peer.
     fn welcome(&mut self, welcome: &control::Welcome) -> Result<(), MeshError> {
+        if self.rank.is_some() {
+            return Err(MeshError::Refused("the scheduler broke the protocol: a second Welcome".into()));
+        }
         let attention_side = self.role == Role::Attention;
         let peers = if attention_side { welcome.ffn } else { welcome.attention } as usize;
         let needed = self.options.layout.member_bytes(attention_side, peers)?;

@@ -273,4 +273,20 @@ mod tests {
     fn members_that_are_told_anything() {
         check("member", &[script(false), script(true)], member);
     }
+
+    /// It would have fewer ranks than the links that are there.
+    #[test]
+    fn a_second_welcome_is_refused() {
+        let (fabric, script) = (Fabric::default(), Script::default());
+        let part = PartSpec { row_bytes: 16, max_rows: 4 };
+        let layout = SlotLayout::new(2, vec![part], vec![part]).unwrap();
+        let options = MemberOptions::new(layout, "fuzz");
+        let control = Box::new(script.clone());
+        let mut mesh = FfnMesh::new(options, fabric.device("member"), control, fabric.clock()).unwrap();
+        script.tell(Body::Welcome(Welcome { attention: 4, ffn: 1, ..Welcome::default() }));
+        mesh.poll().unwrap();
+        script.tell(Body::Welcome(Welcome { attention: 1, ffn: 1, ..Welcome::default() }));
+        let refusal = mesh.poll().unwrap_err().to_string();
+        assert!(refusal.contains("a second Welcome") && mesh.attention() == 4, "{refusal}");
+    }
 }

@@ -56,6 +56,14 @@ pub enum BenchError {
     /// The link ended during the run.
     #[error("the link ended during the run: {0}")]
     Ended(Disconnect),
+    /// An earlier measurement had left something on its way.
+    #[error("an immediate {stray:#x} over {provider} that nobody waits for")]
+    Stray {
+        /// What it said.
+        stray: u32,
+        /// Over what.
+        provider: &'static str,
+    },
     /// The bytes that arrived were not those that were sent.
     #[error("{bytes} bytes arrived damaged over {provider}")]
     Damaged {

@@ -67,14 +67,24 @@ impl World {
         let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
         let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
         let queue = usize::from(microbatches);
-        let mut executor = AttentionExecutor::new(mesh, stage, KV_TOKENS, microbatches, 1, queue)?;
-        let first = spawn(options.cpus.list()[0], stop.clone(), move || Ok(executor.run_once(NAP).map(drop)?));
+        let mut attends = AttentionExecutor::new(mesh, stage, KV_TOKENS, microbatches, 1, queue)?;
         let (member, device, endpoint, control) = parts(1)?;
         let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
         let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });
-        let mut executor = FfnExecutor::new(mesh, stage, Dtype::F32, Policy::All);
-        let second = spawn(options.cpus.list()[1], stop.clone(), move || Ok(executor.run_once(NAP)?));
-        Ok(Self { scheduler, wire, attention, ffn, stop, threads: vec![first?, second?] })
+        let mut serves = FfnExecutor::new(mesh, stage, Dtype::F32, Policy::All);
+        let deadline = Instant::now() + PATIENCE;
+        while !(attends.mesh().is_linked() && attends.mesh().is_complete() && serves.mesh().is_complete()) {
+            attends.poll()?;
+            serves.poll()?;
+            if Instant::now() > deadline {
+                return Err(BenchError::NotConnected(PATIENCE.as_secs()));
+            }
+        }
+        let [first, second] = options.cpus.list();
+        let mut world = Self { scheduler, wire, attention, ffn, stop, threads: Vec::new() };
+        world.threads.push(spawn(first, world.stop.clone(), move || Ok(attends.run_once(NAP).map(drop)?))?);
+        world.threads.push(spawn(second, world.stop.clone(), move || Ok(serves.run_once(NAP)?))?);
+        Ok(world)
     }
 
     /// Decodes a sequence in every microbatch, all at the same pace; the mean time of the tokens behind the first few.
@@ -84,7 +94,10 @@ impl World {
         self.wire.set(stages.wire);
         let max_new_tokens = WARM_UP + tokens;
         let deadline = Instant::now() + stages.ideal() * max_new_tokens * 2 + PATIENCE;
-        self.generate(stages.microbatches, max_new_tokens, deadline)?;
+        for _ in 0..stages.microbatches {
+            let request = GenerateRequest { prompt: vec![0], max_new_tokens, ignore_eos: true, ..Default::default() };
+            self.scheduler.generate(request).map_err(|refusal| BenchError::Sequence(refusal.to_string()))?;
+        }
         let mut counts = std::collections::BTreeMap::new();
         let (mut elapsed, mut timed, mut open) = (Duration::ZERO, 0, usize::from(stages.microbatches));
         let mut begin = None;
@@ -123,23 +136,6 @@ impl World {
             _ => [0.0; 2],
         };
         Ok(Run { token: elapsed / timed.max(1), stalled })
-    }
-
-    /// One sequence for each microbatch; waits while the deployment is not complete.
-    fn generate(&self, count: u16, max_new_tokens: u32, deadline: Instant) -> Result<(), BenchError> {
-        let mut started = 0;
-        while started < count {
-            let request = GenerateRequest { prompt: vec![0], max_new_tokens, ignore_eos: true, ..Default::default() };
-            match self.scheduler.generate(request) {
-                Ok(_) => started += 1,
-                Err(refusal) if Instant::now() > deadline => return Err(BenchError::Sequence(refusal.to_string())),
-                Err(_) => {
-                    self.check()?;
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// An error if a thread has ended.

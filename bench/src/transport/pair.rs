@@ -12,6 +12,8 @@ use stepmesh_transport::{
 };
 
 const CONNECT_SECONDS: u64 = 10;
+/// The immediate of a check, told apart from what a measurement may have left behind.
+const CHECK: u32 = 0xc4ec;
 
 /// How many transfers of a stream are under way at most, each in a place of its own.
 pub(crate) fn window(bytes: usize) -> usize {
@@ -122,8 +124,13 @@ impl Pair {
             let (sender, receiver) = if from == 0 { (a, b) } else { (b, a) };
             produced(mode, &sender.source, &sender.target).write(0, &pattern)?;
             let deadline = Instant::now() + Duration::from_secs(CONNECT_SECONDS);
-            sender.send(mode, bytes, 0, 0)?;
-            while receiver.look(&over)?.is_none() {
+            sender.send(mode, bytes, 0, CHECK)?;
+            loop {
+                match receiver.look(&over)? {
+                    Some(CHECK) => break,
+                    Some(stray) => return Err(BenchError::Stray { stray, provider }),
+                    None => {}
+                }
                 // Large messages need the sender's help.
                 sender.progress()?;
                 if Instant::now() > deadline {

@@ -82,23 +82,58 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// Lines over two logarithmic axes. Points that have no logarithm are left out.
-pub(super) fn lines(title: &str, [x_label, y_label]: [&str; 2], series: &[Series]) -> String {
-    let shown = |&(x, y): &(f64, f64)| x > 0.0 && y > 0.0 && x.is_finite() && y.is_finite();
+/// How both axes of a plot go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    /// By factors.
+    Log,
+    /// By steps, the upright one from zero.
+    Linear,
+}
+
+impl Scale {
+    fn at(self, value: f64) -> f64 {
+        match self {
+            Self::Log => value.ln(),
+            Self::Linear => value,
+        }
+    }
+
+    /// Where lines across the plot help, between two values.
+    fn ticks(self, low: f64, high: f64) -> Vec<f64> {
+        match self {
+            Self::Log => {
+                let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+                decades.flat_map(|decade| [1.0, 3.0].map(|step| step * 10f64.powi(decade))).collect()
+            }
+            Self::Linear => {
+                let decade = 10f64.powf((high - low).max(f64::MIN_POSITIVE).log10().floor());
+                let step = if (high - low) / decade < 3.0 { decade / 2.0 } else { decade };
+                (0..=20).map(|count| (low / step).ceil() * step + f64::from(count) * step).collect()
+            }
+        }
+    }
+}
+
+/// Lines. Points that have no place on the axes are left out.
+pub(super) fn lines(title: &str, scale: Scale, [x_label, y_label]: [&str; 2], series: &[Series]) -> String {
+    let shown = |&(x, y): &(f64, f64)| scale.at(x).is_finite() && scale.at(y).is_finite();
     let all: Vec<_> = series.iter().flat_map(|series| series.points.iter().copied().filter(shown)).collect();
     let range = |of: fn(&(f64, f64)) -> f64| {
-        let (low, high) =
-            all.iter().map(of).fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
-        (low.ln(), high.ln().max(low.ln() + 0.1))
+        all.iter().map(of).fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)))
     };
     let mut svg = open(title, HEIGHT);
     if all.is_empty() {
         return svg + "</svg>\n";
     }
-    let ((x0, x1), (y0, y1)) = (range(|point| point.0), range(|point| point.1));
-    let (y0, y1) = (y0 - 0.1, y1 + 0.1);
-    let px = |x: f64| LEFT + (x.ln() - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
-    let py = |y: f64| HEIGHT - BOTTOM - (y.ln() - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM);
+    let ((left, right), (low, high)) = (range(|point| point.0), range(|point| point.1));
+    let (low, high) = if scale == Scale::Log { (low / 1.1, high * 1.1) } else { (low.min(0.0), high * 1.05) };
+    let share = |value: f64, from: f64, to: f64| {
+        let span = scale.at(to) - scale.at(from);
+        if span > 0.0 { (scale.at(value) - scale.at(from)) / span } else { 0.5 }
+    };
+    let px = |x: f64| LEFT + share(x, left, right) * (WIDTH - LEFT - RIGHT);
+    let py = |y: f64| HEIGHT - BOTTOM - share(y, low, high) * (HEIGHT - TOP - BOTTOM);
     let mut xs: Vec<f64> = all.iter().map(|point| point.0).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
@@ -116,19 +151,14 @@ pub(super) fn lines(title: &str, [x_label, y_label]: [&str; 2], series: &[Series
             text(&mut svg, last, HEIGHT - BOTTOM + 16.0, "middle", &number(x));
         }
     }
-    for decade in (y0 / std::f64::consts::LN_10).floor() as i32..=(y1 / std::f64::consts::LN_10).ceil() as i32 {
-        for step in [1.0, 3.0] {
-            let y = step * 10f64.powi(decade);
-            if (y0..=y1).contains(&y.ln()) {
-                let _ = writeln!(
-                    svg,
-                    "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{1:.1}\" y2=\"{1:.1}\" stroke=\"#ddd\"/>",
-                    WIDTH - RIGHT,
-                    py(y)
-                );
-                text(&mut svg, LEFT - 8.0, py(y) + 4.0, "end", &number(y));
-            }
-        }
+    for y in scale.ticks(low, high).into_iter().filter(|y| (low..=high).contains(y)) {
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{1:.1}\" y2=\"{1:.1}\" stroke=\"#ddd\"/>",
+            WIDTH - RIGHT,
+            py(y)
+        );
+        text(&mut svg, LEFT - 8.0, py(y) + 4.0, "end", &number(y));
     }
     text(&mut svg, (LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 8.0, "middle", x_label);
     let middle = (TOP + HEIGHT - BOTTOM) / 2.0;
@@ -235,10 +265,22 @@ mod tests {
     fn what_cannot_be_drawn_is_left_out_and_nothing_is_taken_for_markup() {
         let series =
             Series { name: "<b>".into(), points: vec![(0.0, 1.0), (8.0, 0.5), (7168.0, f64::NAN), (65536.0, 3.0)] };
-        let svg = lines("a & b", ["bytes", "µs"], &[series]);
+        let svg = lines("a & b", Scale::Log, ["bytes", "µs"], &[series]);
         assert!(svg.contains("&lt;b&gt;") && svg.contains("a &amp; b") && !svg.contains("NaN"));
         assert_eq!(svg.matches("<circle").count(), 2);
-        assert!(!lines("nothing", ["", ""], &[]).contains("NaN"));
+        assert!(!lines("nothing", Scale::Log, ["", ""], &[]).contains("NaN"));
+        let one = Series { name: "one".into(), points: vec![(0.0, 5.0)] };
+        let svg = lines("a point", Scale::Linear, ["", ""], &[one]);
+        assert!(svg.contains("<circle") && !svg.contains("NaN"), "zero has a place on a linear axis");
+    }
+
+    #[test]
+    fn there_are_a_few_ticks_whatever_the_range() {
+        for (scale, low, high) in [(Scale::Linear, 0.0, 70_000.0), (Scale::Linear, 0.0, 1.2), (Scale::Log, 0.3, 120.0)]
+        {
+            let ticks = scale.ticks(low, high).into_iter().filter(|tick| (low..=high).contains(tick)).count();
+            assert!((3..=10).contains(&ticks), "{ticks} between {low} and {high}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Results files of any suite: read, told apart by what a result holds, drawn and tabulated.
 
 use super::Plot;
-use super::chart::{Bar, Series, Span, escape, gantt, lines, number, stack};
+use super::chart::{Bar, Scale, Series, Span, escape, gantt, lines, number, stack};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -131,7 +131,7 @@ impl Lines {
         self.0.entry(name).or_default().push((x, y));
     }
 
-    fn plot(self, plots: &mut Vec<Plot>, name: &str, title: &str, labels: [&str; 2]) {
+    fn plot(self, plots: &mut Vec<Plot>, name: &str, title: &str, scale: Scale, labels: [&str; 2]) {
         if self.0.is_empty() {
             return;
         }
@@ -139,7 +139,7 @@ impl Lines {
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             Series { name, points }
         });
-        plots.push(Plot { name: name.into(), svg: lines(title, labels, &series.collect::<Vec<_>>()) });
+        plots.push(Plot { name: name.into(), svg: lines(title, scale, labels, &series.collect::<Vec<_>>()) });
     }
 }
 
@@ -170,13 +170,14 @@ fn transport(results: &Results, plots: &mut Vec<Plot>) {
         peers.add(format!("ours, {provider}"), figure(row, "bytes"), figure(row, "ours_p50_us"));
         peers.add(format!("{}, {provider}", text(row, "peer")), figure(row, "bytes"), figure(row, "peer_p50_us"));
     }
-    latency.plot(plots, "transport-latency", "Round trip of a transport, median", ["bytes each way", "µs"]);
-    bandwidth.plot(plots, "transport-bandwidth", "Streams of a transport", ["bytes of a transfer", "GB/s"]);
-    peers.plot(plots, "compare", "Round trip beside other systems, median", ["bytes each way", "µs"]);
+    latency.plot(plots, "transport-latency", "Round trip of a transport, median", Scale::Log, ["bytes each way", "µs"]);
+    bandwidth.plot(plots, "transport-bandwidth", "Streams of a transport", Scale::Log, ["bytes of a transfer", "GB/s"]);
+    peers.plot(plots, "compare", "Round trip beside other systems, median", Scale::Log, ["bytes each way", "µs"]);
 }
 
 fn push_pull(results: &Results, plots: &mut Vec<Plot>) {
-    let (mut latency, mut tails, mut bars, mut shares) = (Lines::default(), Lines::default(), Vec::new(), Vec::new());
+    let (mut latency, mut bars, mut shares) = (Lines::default(), Vec::new(), Vec::new());
+    let mut tails: BTreeMap<String, Lines> = BTreeMap::new();
     for row in results.of(Kind::PushPull) {
         let what = format!("{} {}", text(row, "engine"), text(row, "mode"));
         let batch = figure(row, "batch");
@@ -186,13 +187,16 @@ fn push_pull(results: &Results, plots: &mut Vec<Plot>) {
         }
         let quantiles = [("p50_us", 2.0), ("p90_us", 10.0), ("p99_us", 100.0), ("p999_us", 1000.0)];
         for (key, one_in) in quantiles {
-            tails.add(format!("{what}, {batch}"), figure(row, key), one_in);
+            tails.entry(what.clone()).or_default().add(format!("{batch:>3} tokens"), figure(row, key), one_in);
         }
         let phases = row["phases"].as_object().into_iter().flatten();
         let order =
             ["fill", "request_post", "a2f_wire", "ffn_queue", "ffn_process", "response_post", "f2a_wire", "wake_up"];
         let mut pieces: Vec<_> = phases.map(|(name, time)| (name.clone(), time.as_f64().unwrap_or_default())).collect();
         pieces.sort_by_key(|(name, _)| order.iter().position(|known| known == name));
+        // As shares: the rounds of one sweep differ a thousandfold.
+        let whole = pieces.iter().map(|piece| piece.1).sum::<f64>().max(f64::MIN_POSITIVE);
+        pieces.iter_mut().for_each(|piece| piece.1 *= 100.0 / whole);
         bars.push(Bar { label: format!("{what}, {batch}"), pieces });
         let budget = &row["budget"];
         let software = figure(budget, "share") * figure(budget, "stage_us");
@@ -200,12 +204,16 @@ fn push_pull(results: &Results, plots: &mut Vec<Plot>) {
             vec![("software, memory".into(), software), ("400 Gb/s wire".into(), figure(budget, "wire_400g_us"))];
         shares.push(Bar { label: format!("{what}, {batch}"), pieces });
     }
-    latency.plot(plots, "pushpull-latency", "push_pull to wait, median", ["tokens", "µs"]);
-    tails.plot(plots, "pushpull-tail", "How late one round in so many is (by engine, mode, tokens)", ["µs", "one in"]);
+    latency.plot(plots, "pushpull-latency", "push_pull to wait, median", Scale::Log, ["tokens", "µs"]);
+    for (what, tails) in tails {
+        let name = format!("pushpull-tail-{}", what.replace(' ', "-"));
+        let title = format!("How late one round in so many is: {what}");
+        tails.plot(plots, &name, &title, Scale::Log, ["µs", "one in"]);
+    }
     if !bars.is_empty() {
         plots.push(Plot {
             name: "pushpull-phases".into(),
-            svg: stack("Where a round goes, medians", "µs", &bars, None),
+            svg: stack("Where a round goes: shares of the medians", "%", &bars, None),
         });
         let svg = stack("Of the 272 µs of a stage", "µs", &shares, Some((272.0, "272 µs")));
         plots.push(Plot { name: "pushpull-budget".into(), svg });
@@ -222,7 +230,13 @@ fn pipeline(results: &Results, plots: &mut Vec<Plot>) {
             token.add(format!("{name}, ideal"), wire, figure(row, "ideal_us"));
         }
     }
-    token.plot(plots, "pipeline-wire", "Time per output token over wire time", ["µs of wire, both ways", "µs"]);
+    token.plot(
+        plots,
+        "pipeline-wire",
+        "Time per output token over wire time",
+        Scale::Linear,
+        ["µs of wire, both ways", "µs"],
+    );
     if let Some(row) = results.of(Kind::Pipeline).next() {
         plots.push(Plot { name: "pipeline-gantt".into(), svg: schedule(row) });
     }

@@ -78,7 +78,7 @@ pub(super) fn number(value: f64) -> String {
         value if value >= 1024.0 && value % 1024.0 == 0.0 => format!("{} Ki", value / 1024.0),
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 1.0 => format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').to_owned(),
-        value => format!("{value:.4}").trim_end_matches('0').to_owned(),
+        value => format!("{value:.4}").trim_end_matches('0').trim_end_matches('.').to_owned(),
     }
 }
 
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        let numbers = [8.0, 7168.0, 1835008.0, 0.12, 300.0, 7410.0].map(number);
-        assert_eq!(numbers, ["8", "7 Ki", "1.75 Mi", "0.12", "300", "7410"]);
+        let numbers = [0.0, 8.0, 7168.0, 1835008.0, 0.12, 300.0, 7410.0].map(number);
+        assert_eq!(numbers, ["0", "8", "7 Ki", "1.75 Mi", "0.12", "300", "7410"]);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 use stepmesh_bench::compare::Ucx;
-use stepmesh_bench::transport::{Line, Mode, Operation, Options, Progress, SIZES, run};
-use stepmesh_bench::{BenchError, Cpus, Report};
+use stepmesh_bench::transport::{Line, Mode, Operation, Options, SIZES, run};
+use stepmesh_bench::{BenchError, Cpus, Progress, Report};
 use stepmesh_transport::Provider;
 
 /// None on a machine with one CPU: two ends that spin need two.

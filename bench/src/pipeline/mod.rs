@@ -12,8 +12,8 @@ mod world;
 
 pub use row::{Clock, Row, StallShare};
 
+use crate::progress::{Progress, Watcher, keep, tell};
 use crate::{BenchError, Cpus, Report};
-use std::ops::ControlFlow;
 use std::time::Duration;
 use stepmesh_pipeline::{Overhead, Stages};
 use stepmesh_transport::{DeviceOptions, Provider};
@@ -65,37 +65,15 @@ impl Options {
     }
 }
 
-/// How far a run has come.
-#[derive(Clone, Copy, Debug)]
-pub enum Progress<'a> {
-    /// A point is being taken.
-    Taking {
-        /// From 0.
-        number: usize,
-        /// Points in all.
-        of: usize,
-    },
-    /// A point is done.
-    Done(&'a Row),
-}
-
 /// Runs the suite into `report`. What was measured before an error, or before `progress` said to stop, is there.
 ///
 /// # Errors
 /// When the provider cannot be opened on this machine, when the members do not find each other, when a sequence is not
 /// decoded, or when `progress` says to stop.
-pub fn run(
-    options: &Options,
-    report: &mut Report<Row>,
-    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
-) -> Result<(), BenchError> {
-    let mut tell = |step: Progress<'_>| match progress(step) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(BenchError::Interrupted),
-    };
+pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Row>) -> Result<(), BenchError> {
     let mut world: Option<(World, u16, Overhead)> = None;
     for (number, stages) in options.points.iter().enumerate() {
-        tell(Progress::Taking { number, of: options.points.len() })?;
+        tell(progress, Progress::Taking { number, of: options.points.len(), attempt: 1 })?;
         let (world, _, overhead) = match world.take() {
             Some(same) if same.1 == stages.microbatches => world.insert(same),
             _ => {
@@ -105,9 +83,7 @@ pub fn run(
             }
         };
         let row = row::take(options, world, stages, *overhead)?;
-        let goes_on = tell(Progress::Done(&row));
-        report.results.push(row);
-        goes_on?;
+        keep(report, progress, row)?;
     }
     report.machine.look_again();
     Ok(())

@@ -16,12 +16,12 @@ pub use row::{Budget, Cpu, Floor, Row};
 pub use turns::Turns;
 
 use crate::drift::steadiest;
+use crate::progress::{Progress, Watcher, keep, tell};
 use crate::transport::Mode;
 use crate::{BenchError, Cpus, Report};
 use payload::Payload;
 use serde::Serialize;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::time::Duration;
 use stepmesh_transport::{DeviceOptions, Provider};
 
@@ -102,22 +102,6 @@ impl Options {
     }
 }
 
-/// How far a run has come.
-#[derive(Clone, Copy, Debug)]
-pub enum Progress<'a> {
-    /// A row is being taken, for the `attempt`th time.
-    Taking {
-        /// From 0.
-        number: usize,
-        /// Rows in all.
-        of: usize,
-        /// From 1.
-        attempt: usize,
-    },
-    /// A row is done.
-    Done(&'a Row),
-}
-
 /// One row to be taken.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
@@ -131,15 +115,7 @@ struct Plan {
 /// # Errors
 /// When the provider cannot be opened on this machine, when the members do not find each other, when a link ends
 /// meanwhile, when what was sent does not arrive, or when `progress` says to stop.
-pub fn run(
-    options: &Options,
-    report: &mut Report<Row>,
-    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
-) -> Result<(), BenchError> {
-    let mut tell = |step: Progress<'_>| match progress(step) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(BenchError::Interrupted),
-    };
+pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Row>) -> Result<(), BenchError> {
     let mut number = 0;
     let of = options.engines.len() * options.modes.len() * options.batches.len();
     for &engine in &options.engines {
@@ -151,13 +127,11 @@ pub fn run(
                     options.attempts(),
                     |row: &Row| row.drift,
                     |attempt| {
-                        tell(Progress::Taking { number, of, attempt })?;
+                        tell(progress, Progress::Taking { number, of, attempt })?;
                         row::take(options, &plan, attempt)
                     },
                 )?;
-                let goes_on = tell(Progress::Done(&row));
-                report.results.push(row);
-                goes_on?;
+                keep(report, progress, row)?;
                 number += 1;
             }
         }

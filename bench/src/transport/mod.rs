@@ -21,9 +21,9 @@ pub(crate) use pair::{End, window};
 
 use crate::compare::{Comparison, ROUNDS, Ucx, UcxTest};
 use crate::drift::steadiest;
+use crate::progress::{Progress, Watcher, keep, tell};
 use crate::{BenchError, Cpus, Report};
 use pair::Pair;
-use std::ops::ControlFlow;
 use std::time::Duration;
 use stepmesh_transport::{DeviceOptions, Provider};
 
@@ -79,50 +79,25 @@ impl Options {
     }
 }
 
-/// How far a run has come.
-#[derive(Clone, Copy, Debug)]
-pub enum Progress<'a> {
-    /// A row is being taken, for the `attempt`th time.
-    Taking {
-        /// From 0.
-        number: usize,
-        /// Rows in all.
-        of: usize,
-        /// From 1.
-        attempt: usize,
-    },
-    /// A result is there.
-    Done(&'a Line),
-}
-
 /// Runs the suite into `report`. What was measured before an error, or before `progress` said to stop, is there.
 ///
 /// # Errors
 /// When the provider cannot be opened or connected on this machine, when a link ends meanwhile, when what was sent does
 /// not arrive, when a peer's program cannot be run, or when `progress` says to stop.
-pub fn run(
-    options: &Options,
-    report: &mut Report<Line>,
-    progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
-) -> Result<(), BenchError> {
+pub fn run(options: &Options, report: &mut Report<Line>, progress: Watcher<'_, Line>) -> Result<(), BenchError> {
     let mut run = Run { options, pair: Pair::connect(options.provider, &options.device, &options.sizes)?, progress };
     let plans = rows::plan(options.provider, &options.sizes);
     let peers = options.ucx.as_ref().filter(|_| Ucx::speaks(options.provider));
     let of = plans.len() + peers.map_or(0, |_| options.sizes.len());
-    let mut keep = |line: Line, run: &mut Run<'_>| {
-        let goes_on = run.tell(Progress::Done(&line));
-        report.results.push(line);
-        goes_on
-    };
     for (number, plan) in plans.iter().enumerate() {
         let row = run.row(plan, number, of)?;
-        keep(Line::Row(row), &mut run)?;
+        keep(report, run.progress, Line::Row(row))?;
     }
     if let Some(ucx) = peers {
         for (index, &bytes) in options.sizes.iter().enumerate() {
-            run.tell(Progress::Taking { number: plans.len() + index, of, attempt: 1 })?;
+            tell(run.progress, Progress::Taking { number: plans.len() + index, of, attempt: 1 })?;
             for comparison in run.beside(ucx, bytes)? {
-                keep(Line::Comparison(comparison), &mut run)?;
+                keep(report, run.progress, Line::Comparison(comparison))?;
             }
         }
     }
@@ -133,17 +108,10 @@ pub fn run(
 struct Run<'a> {
     options: &'a Options,
     pair: Pair,
-    progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    progress: Watcher<'a, Line>,
 }
 
 impl Run<'_> {
-    fn tell(&mut self, progress: Progress<'_>) -> Result<(), BenchError> {
-        match (self.progress)(progress) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(BenchError::Interrupted),
-        }
-    }
-
     /// A row, taken again while its floor drifts; the steadiest counts.
     fn row(&mut self, plan: &rows::Plan, number: usize, of: usize) -> Result<Row, BenchError> {
         let options = self.options;
@@ -151,7 +119,7 @@ impl Run<'_> {
             options.attempts(),
             |row: &Row| row.drift,
             |attempt| {
-                self.tell(Progress::Taking { number, of, attempt })?;
+                tell(self.progress, Progress::Taking { number, of, attempt })?;
                 let (pair, cpus, budget) = (&mut self.pair, options.cpus, options.budget());
                 match options.provider {
                     Provider::Verbs => turns::take(plan, pair, cpus, budget, options.turns(), attempt),

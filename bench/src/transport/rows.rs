@@ -51,12 +51,7 @@ pub(super) fn take(
     let &Plan { op, mode, bytes } = plan;
     pair.check(mode, bytes)?;
     let (name, before) = bare(plan, pair, cpus, budget)?;
-    let ours = match op {
-        Operation::PingPongPlain => Figure::round_trip(pingpong::play_plain(pair, cpus, bytes, budget)?, bytes),
-        Operation::PingPong => Figure::round_trip(pingpong::play(pair, cpus, mode, bytes, budget)?, bytes),
-        Operation::Stream => Figure::stream(&stream::flow(pair, cpus, bytes, false, budget)?, bytes),
-        Operation::StreamBoth => Figure::stream(&stream::flow(pair, cpus, bytes, true, budget)?, bytes),
-    };
+    let ours = plan.measure(pair, cpus, budget, Figure::stream)?;
     let (_, after) = bare(plan, pair, cpus, budget)?;
     let drift = Drift::new(before.judged(op), after.judged(op), attempt);
     let floor = before.mean(&after).floor(name, op, &ours);
@@ -72,20 +67,45 @@ pub(super) fn take(
         }
         _ => None,
     };
-    Ok(Row {
-        provider: pair.provider,
-        op,
-        mode,
-        bytes,
-        p50_us: ours.timing.p50_us,
-        p99_us: ours.timing.p99_us,
-        gbytes_per_s: ours.gbytes_per_s,
-        ratio: floor.ratio,
-        floor,
-        drift,
-        cold,
-        rounds: Vec::new(),
-    })
+    Ok(Row { cold, ..plan.row(pair.provider, &ours, floor, drift) })
+}
+
+impl Plan {
+    /// Ours; what a stream comes to is the floor's to say.
+    pub(super) fn measure(
+        &self,
+        pair: &mut Pair,
+        cpus: Cpus,
+        budget: Duration,
+        stream: fn(&[Timing], usize) -> Figure,
+    ) -> Result<Figure, BenchError> {
+        let &Self { op, mode, bytes } = self;
+        Ok(match op {
+            Operation::PingPongPlain => Figure::round_trip(pingpong::play_plain(pair, cpus, bytes, budget)?, bytes),
+            Operation::PingPong => Figure::round_trip(pingpong::play(pair, cpus, mode, bytes, budget)?, bytes),
+            Operation::Stream => stream(&stream::flow(pair, cpus, bytes, false, budget)?, bytes),
+            Operation::StreamBoth => stream(&stream::flow(pair, cpus, bytes, true, budget)?, bytes),
+        })
+    }
+
+    /// The row, as far as every floor gives one.
+    pub(super) fn row(&self, provider: Provider, ours: &Figure, floor: Floor, drift: Drift) -> Row {
+        let &Self { op, mode, bytes } = self;
+        Row {
+            provider,
+            op,
+            mode,
+            bytes,
+            p50_us: ours.timing.p50_us,
+            p99_us: ours.timing.p99_us,
+            gbytes_per_s: ours.gbytes_per_s,
+            ratio: floor.ratio,
+            floor,
+            drift,
+            cold: None,
+            rounds: Vec::new(),
+        }
+    }
 }
 
 /// The floor of a row.

@@ -1,9 +1,9 @@
 //! Rows over RDMA: ours and perftest take turns, since a fabric drifts more within a row than two floors around it show.
 
+use super::Operation;
 use super::pair::Pair;
 use super::report::Row;
 use super::rows::{Figure, Plan};
-use super::{Operation, pingpong, stream};
 use crate::floor::Perftest;
 use crate::timing::Timing;
 use crate::{BenchError, Cpus, Drift};
@@ -24,7 +24,8 @@ pub(super) fn take(
     let mut figures = Vec::with_capacity(rounds);
     pair.check(mode, bytes)?;
     for _ in 0..rounds {
-        let ours = ours(plan, pair, cpus, budget)?;
+        // perftest counts all of the time, not the median's.
+        let ours = plan.measure(pair, cpus, budget, Figure::whole_stream)?;
         // As many as take about as long as ours.
         let count = (budget.as_secs_f64() * 1e6 / ours.timing.p50_us) as u64;
         let floor = match program(op) {
@@ -44,20 +45,7 @@ pub(super) fn take(
     let drift = Drift::new(floor(first), if last.is_empty() { floor(first) } else { floor(last) }, attempt);
     let ours = middle(figures.iter().map(|(ours, _)| ours));
     let floor = middle(figures.iter().map(|(_, floor)| floor)).floor(program(op), op, &ours);
-    Ok(Row {
-        provider: pair.provider,
-        op,
-        mode,
-        bytes,
-        p50_us: ours.timing.p50_us,
-        p99_us: ours.timing.p99_us,
-        gbytes_per_s: ours.gbytes_per_s,
-        ratio: floor.ratio,
-        floor,
-        drift,
-        cold: None,
-        rounds,
-    })
+    Ok(Row { rounds, ..plan.row(pair.provider, &ours, floor, drift) })
 }
 
 /// Which of perftest's programs does the same.
@@ -67,17 +55,6 @@ fn program(op: Operation) -> &'static str {
         Operation::PingPong => "ib_send_lat",
         Operation::Stream | Operation::StreamBoth => "ib_write_bw",
     }
-}
-
-fn ours(plan: &Plan, pair: &mut Pair, cpus: Cpus, budget: Duration) -> Result<Figure, BenchError> {
-    let &Plan { op, mode, bytes } = plan;
-    Ok(match op {
-        Operation::PingPong => Figure::round_trip(pingpong::play(pair, cpus, mode, bytes, budget)?, bytes),
-        Operation::PingPongPlain => Figure::round_trip(pingpong::play_plain(pair, cpus, bytes, budget)?, bytes),
-        // perftest counts all of the time, not the median's.
-        Operation::Stream => Figure::whole_stream(&stream::flow(pair, cpus, bytes, false, budget)?, bytes),
-        Operation::StreamBoth => Figure::whole_stream(&stream::flow(pair, cpus, bytes, true, budget)?, bytes),
-    })
 }
 
 fn middle<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) -> Figure {

@@ -1,15 +1,18 @@
 //! What every suite is asked, and how each ends: its table is out, its JSON is written, also of a part.
 
+use super::screen::Screen;
 use crate::demo::OutputFile;
 use crate::error::CliError;
 use crate::signals;
 use serde::Serialize;
+use std::fmt::Display;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use stepmesh_bench::{BenchError, Cpus, Report};
+use stepmesh_bench::{BenchError, Cpus, Progress, Report};
 
 /// A measurement is left when it is over; none takes as long.
 const GRACE: Duration = Duration::from_secs(60);
@@ -64,9 +67,16 @@ impl Session {
         Report::new(self.cpus, std::iter::once("stepmesh".into()).chain(arguments).collect::<Vec<_>>().join(" "))
     }
 
-    /// Somebody has had enough.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+    /// Shows how far a suite has come; it is enough when nobody reads any more, or somebody has interrupted.
+    pub(crate) fn follow<R: Display>(&self, screen: &mut Screen, progress: Progress<'_, R>) -> ControlFlow<()> {
+        let read = match progress {
+            Progress::Taking { number, of, attempt } => {
+                screen.step(number, of, attempt);
+                true
+            }
+            Progress::Done(result) => screen.line(result),
+        };
+        if read && !self.stop.load(Ordering::Relaxed) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     /// Writes what there is, also when the run ended early; then says how it ended.

@@ -4,9 +4,8 @@ use super::common::{Common, Session};
 use super::screen::Screen;
 use crate::error::CliError;
 use crate::settings::Transport;
-use std::ops::ControlFlow;
 use std::time::Duration;
-use stepmesh_bench::pipeline::{LAYERS, Options, Progress, Row, STAGE, run as measure};
+use stepmesh_bench::pipeline::{LAYERS, Options, Row, STAGE, run as measure};
 use stepmesh_pipeline::Stages;
 
 /// What is measured.
@@ -60,15 +59,6 @@ pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     screen.line(&report.machine);
     screen.line(&format!("1A1F over {}, {LAYERS} layers, synthetic stages, emulated wire", options.provider));
     screen.line(&Row::HEAD);
-    let outcome = measure(&options, &mut report, &mut |progress| {
-        let read = match progress {
-            Progress::Taking { number, of } => {
-                screen.step(number, of, 1);
-                true
-            }
-            Progress::Done(row) => screen.line(row),
-        };
-        if read && !session.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
+    let outcome = measure(&options, &mut report, &mut |progress| session.follow(&mut screen, progress));
     session.close(&report, outcome, screen.finish())
 }

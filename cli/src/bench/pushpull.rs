@@ -6,9 +6,8 @@ use crate::error::CliError;
 use crate::settings::Transport;
 use clap::ValueEnum;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::ops::ControlFlow;
 use std::time::Duration;
-use stepmesh_bench::pushpull::{Engine, Options, Progress, Row, run as measure};
+use stepmesh_bench::pushpull::{Engine, Options, Row, run as measure};
 use stepmesh_bench::transport::Mode;
 
 /// What is measured.
@@ -97,15 +96,6 @@ pub(crate) fn run(arguments: &PushPullArguments) -> Result<(), CliError> {
         options.attention, options.ffn, options.provider, options.microbatches, arguments.ffn_us
     ));
     screen.line(&Row::HEAD);
-    let outcome = measure(&options, &mut report, &mut |progress| {
-        let read = match progress {
-            Progress::Taking { number, of, attempt } => {
-                screen.step(number, of, attempt);
-                true
-            }
-            Progress::Done(row) => screen.line(row),
-        };
-        if read && !session.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
+    let outcome = measure(&options, &mut report, &mut |progress| session.follow(&mut screen, progress));
     session.close(&report, outcome, screen.finish())
 }

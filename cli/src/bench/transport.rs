@@ -6,9 +6,8 @@ use super::sizes::Size;
 use crate::error::CliError;
 use crate::settings::Transport;
 use clap::ValueEnum;
-use std::ops::ControlFlow;
 use stepmesh_bench::compare::Ucx;
-use stepmesh_bench::transport::{Options, Progress, Row, run as measure};
+use stepmesh_bench::transport::{Options, Row, run as measure};
 
 /// What is measured.
 #[derive(clap::Args, Clone, Debug)]
@@ -52,15 +51,6 @@ pub(crate) fn run(arguments: &TransportArguments) -> Result<(), CliError> {
         }
     }
     screen.line(&Row::HEAD);
-    let outcome = measure(&options, &mut report, &mut |progress| {
-        let read = match progress {
-            Progress::Taking { number, of, attempt } => {
-                screen.step(number, of, attempt);
-                true
-            }
-            Progress::Done(line) => screen.line(line),
-        };
-        if read && !session.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
+    let outcome = measure(&options, &mut report, &mut |progress| session.follow(&mut screen, progress));
     session.close(&report, outcome, screen.finish())
 }

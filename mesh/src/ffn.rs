@@ -4,7 +4,7 @@ use crate::arrivals::{Arrivals, Policy};
 use crate::attention::NO_GROUP;
 use crate::control::Control;
 use crate::layout::{Direction, SlotLayout};
-use crate::link::InUse;
+use crate::link::{InUse, Link};
 use crate::member::{Arrival, Member, MemberOptions};
 use crate::{MeshError, MeshEvent, Role};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub struct FfnMesh {
     arrivals: Arrivals,
     /// When the request that waits in each (slot, rank) was received.
     requests: Vec<Option<u64>>,
+    /// The segment of each (slot, rank) while it is in no batch, from its link's first on.
+    idle: Vec<Option<Segment>>,
     released: Vec<usize>,
     /// For the segments of batches to come.
     spare: Vec<Vec<Segment>>,
@@ -25,7 +27,11 @@ pub struct FfnMesh {
 
 /// One attention instance's rows in a batch: what it sent, and where its reply goes. Both are the slots themselves.
 #[derive(Debug)]
-pub struct Segment {
+pub struct Segment(Box<Seat>);
+
+/// What a segment is of. Made once for each slot of a link, and passed from batch to batch.
+#[derive(Debug)]
+struct Seat {
     rank: usize,
     header: Header,
     received_ns: u64,
@@ -44,17 +50,17 @@ pub struct Segment {
 impl Segment {
     /// The attention instance.
     pub fn rank(&self) -> usize {
-        self.rank
+        self.0.rank
     }
 
     /// The application's bytes.
     pub fn app(&self) -> [u8; 16] {
-        self.header.app
+        self.0.header.app
     }
 
     /// The parts that were sent.
     pub fn parts(&self) -> &[Part] {
-        self.header.parts()
+        self.0.header.parts()
     }
 
     /// Rows of the first part; zero if there is none.
@@ -65,10 +71,10 @@ impl Segment {
     /// The bytes in use of a part, `[rows, row_bytes]`, in the slot they landed in; empty for a part that was not sent.
     pub fn part(&self, part: usize) -> &[u8] {
         let Some(used) = self.parts().get(part) else { return &[] };
-        let start = self.input_start + used.offset as usize;
+        let start = self.0.input_start + used.offset as usize;
         // SAFETY: the request has landed and the attention instance may not write the slot before the reply, which
         // consumes this segment; a peer that does so anyway changes values only.
-        unsafe { self.input.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
+        unsafe { self.0.input.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
     }
 
     /// The bytes of a reply part, as long as the layout allows: the landing slot itself where the provider maps it.
@@ -79,21 +85,22 @@ impl Segment {
 
     /// A request part and a reply part at once.
     pub fn split(&mut self, request: usize, reply: usize) -> (&[u8], &mut [u8]) {
-        let offset = self.layout.part_offset(Direction::F2A, reply);
-        let spec = self.layout.parts(Direction::F2A).get(reply);
+        let offset = self.0.layout.part_offset(Direction::F2A, reply);
+        let spec = self.0.layout.parts(Direction::F2A).get(reply);
         let input = self.part(request);
         let (Some(offset), Some(spec)) = (offset, spec) else { return (input, &mut []) };
-        let start = self.output_start + offset;
+        let start = self.0.output_start + offset;
         let bytes = spec.row_bytes as usize * spec.max_rows as usize;
         // SAFETY: the reply slot is this segment's alone until `respond` takes it, and never the memory of a request;
         // the slice borrows the segment exclusively.
-        let output = unsafe { self.output.bytes_mut(start..start + bytes) }.unwrap_or_default();
+        let output = unsafe { self.0.output.bytes_mut(start..start + bytes) }.unwrap_or_default();
         (input, output)
     }
 
     /// Says which reply parts are in use. Offsets are filled in by the mesh.
     pub fn set_reply(&mut self, parts: &[Part]) -> Result<(), MeshError> {
-        self.layout.place(Direction::F2A, parts, &mut self.reply)
+        let Seat { layout, reply, .. } = &mut *self.0;
+        layout.place(Direction::F2A, parts, reply)
     }
 
     /// Answers that this segment could not be processed; at most 16 bytes of the reason travel.
@@ -101,7 +108,7 @@ impl Segment {
         let mut bytes = [0; 16];
         let length = (0..=reason.len().min(16)).rev().find(|&length| reason.is_char_boundary(length)).unwrap_or(0);
         bytes[..length].copy_from_slice(&reason.as_bytes()[..length]);
-        self.failure = Some(bytes);
+        self.0.failure = Some(bytes);
     }
 }
 
@@ -161,6 +168,7 @@ impl FfnMesh {
             member,
             arrivals: Arrivals::new(slots, 0),
             requests: Vec::new(),
+            idle: Vec::new(),
             released: Vec::new(),
             spare: Vec::new(),
         })
@@ -234,13 +242,15 @@ impl FfnMesh {
         if self.requests.len() != seats {
             self.arrivals = Arrivals::new(slots, self.member.peers);
             self.requests = (0..seats).map(|_| None).collect();
+            self.idle = (0..seats).map(|_| None).collect();
             // What policy `all` needs at most; the others, which may hand out more batches of fewer segments, add their own.
             self.spare = (0..slots).map(|_| Vec::with_capacity(self.member.peers)).collect();
         }
         while let Some(end) = self.member.ended.pop_front() {
             self.arrivals.lost(end.rank);
-            for slot in 0..usize::from(slots) {
-                self.requests[slot * self.member.peers + end.rank] = None;
+            for seat in (0..seats).skip(end.rank).step_by(self.member.peers) {
+                self.requests[seat] = None;
+                self.idle[seat] = None;
             }
         }
         let mut arrivals = std::mem::take(&mut self.member.arrivals);
@@ -284,17 +294,24 @@ impl FfnMesh {
         let released = self.arrivals.release(policy, now_ns, &mut self.released)?;
         let mut segments = self.spare.pop().unwrap_or_default();
         for &rank in &self.released {
-            let request = self.requests[usize::from(released.slot) * self.member.peers + rank].take();
-            if let Some(segment) = request.and_then(|received| self.segment(released.slot, rank, [received, now_ns])) {
+            let seat = usize::from(released.slot) * self.member.peers + rank;
+            let (request, idle) = (self.requests[seat].take(), self.idle[seat].take());
+            if let Some(received_ns) = request
+                && let Some(link) = &self.member.links[rank]
+                && let idle = idle.filter(|segment| Arc::ptr_eq(&segment.0.in_use, &link.in_use))
+                && let Some(mut segment) = idle.or_else(|| self.segment(link, released.slot, rank))
+            {
+                segment.0.header = *link.landed(released.slot);
+                (segment.0.received_ns, segment.0.handed_out_ns) = (received_ns, now_ns);
                 segments.push(segment);
             }
         }
         Some(Batch { microbatch: released.slot, group: released.group, segments })
     }
 
-    fn segment(&self, slot: u16, rank: usize, [received_ns, handed_out_ns]: [u64; 2]) -> Option<Segment> {
+    /// The segment of a link's slot, without a request.
+    fn segment(&self, link: &Link, slot: u16, rank: usize) -> Option<Segment> {
         let layout = &self.member.options.layout;
-        let link = self.member.links[rank].as_ref()?;
         let (input, input_headers) = match &link.peer_outbox {
             Some(mapped) => (mapped.clone(), 0),
             None => (link.inbox.clone()?, layout.headers_bytes()),
@@ -305,11 +322,11 @@ impl FfnMesh {
             (None, Some(mapped)) => (mapped, layout.headers_bytes()),
             (None, None) => return None,
         };
-        Some(Segment {
+        Some(Segment(Box::new(Seat {
             rank,
-            header: *link.landed(slot),
-            received_ns,
-            handed_out_ns,
+            header: Header::default(),
+            received_ns: 0,
+            handed_out_ns: 0,
             layout: layout.clone(),
             input,
             input_start: input_headers + layout.slot_offset(Direction::A2F, slot),
@@ -318,7 +335,7 @@ impl FfnMesh {
             reply: Header::default(),
             failure: None,
             in_use: link.in_use.clone(),
-        })
+        })))
     }
 
     /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at.
@@ -340,27 +357,31 @@ impl FfnMesh {
     /// Sends every segment's reply. Segments whose attention instance is gone are dropped: its loss is an event.
     pub fn respond(&mut self, mut batch: Batch) -> Result<(), MeshError> {
         let now_ns = self.member.clock.now_ns();
-        for segment in &mut batch.segments {
-            let link = self.member.links.get(segment.rank).and_then(Option::as_ref);
-            if !link.is_some_and(|link| Arc::ptr_eq(&link.in_use, &segment.in_use)) {
+        for mut segment in batch.segments.drain(..) {
+            let Seat { rank, header, received_ns, handed_out_ns, reply, failure, in_use, .. } = &mut *segment.0;
+            let link = self.member.links.get(*rank).and_then(Option::as_ref);
+            if !link.is_some_and(|link| Arc::ptr_eq(&link.in_use, in_use)) {
                 continue;
             }
-            self.arrivals.answered(segment.header.slot, segment.rank);
-            if segment.failure.is_some() {
-                segment.reply = Header::default();
+            let (rank, slot) = (*rank, header.slot);
+            self.arrivals.answered(slot, rank);
+            let failure = failure.take();
+            if failure.is_some() {
+                *reply = Header::default();
             }
-            let reply = &mut segment.reply;
-            answer(reply, &segment.header, self.member.rank);
-            reply.stamps = stamps(segment.received_ns, segment.handed_out_ns, now_ns);
-            if let Some(reason) = segment.failure {
+            answer(reply, header, self.member.rank);
+            reply.stamps = stamps(*received_ns, *handed_out_ns, now_ns);
+            if let Some(reason) = failure {
                 reply.flags = reply.flags.with(Flags::FAILED);
                 reply.app = reason;
             }
-            if let Err(error) = self.member.send(segment.rank, reply) {
-                self.member.fence(segment.rank, error.to_string());
+            let sent = self.member.send(rank, reply);
+            *reply = Header::default();
+            match sent {
+                Ok(()) => self.idle[usize::from(slot) * self.member.peers + rank] = Some(segment),
+                Err(error) => self.member.fence(rank, error.to_string()),
             }
         }
-        batch.segments.clear();
         self.spare.push(batch.segments);
         Ok(())
     }

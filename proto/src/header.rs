@@ -18,6 +18,7 @@
 //! | 40 | 24 | time stamps: posted 8, received 8, process 4, respond 4 |
 //! | 64 | 24 each | parts: key 8, dtype 1, zero 3, rows 4, row bytes 4, offset 4 |
 
+use crate::checksum::crc32c;
 use thiserror::Error;
 
 /// The layout's version; a peer of another version is refused.
@@ -291,7 +292,7 @@ impl Header {
             out[16..20].copy_from_slice(&part.row_bytes.to_le_bytes());
             out[20..24].copy_from_slice(&part.offset.to_le_bytes());
         }
-        let checksum = crc32c::crc32c(&out[..bytes]);
+        let checksum = crc32c(0, &out[..bytes]);
         out[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -323,7 +324,7 @@ impl Header {
         let found = le_u32(fixed, CHECKSUM.start);
         let mut zeroed = *fixed;
         zeroed[CHECKSUM].fill(0);
-        let expected = crc32c::crc32c_append(crc32c::crc32c(&zeroed), &whole[HEADER_FIXED_BYTES..]);
+        let expected = crc32c(crc32c(0, &zeroed), &whole[HEADER_FIXED_BYTES..]);
         if found != expected {
             return Err(HeaderError::Checksum { found, expected });
         }

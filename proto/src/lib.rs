@@ -1,6 +1,7 @@
 //! The words on the wire: the data-plane [`Header`] and [`Immediate`], and (feature `control`) the control
 //! plane's gRPC messages. No I/O, no clock.
 
+mod checksum;
 #[cfg(test)]
 #[path = "../../fuzz/inputs.rs"]
 mod fuzz_inputs;

@@ -93,6 +93,14 @@ impl Region {
         Ok(unsafe { self.base().add(range.start) })
     }
 
+    /// [`Region::at`], for those who need not say why not.
+    #[inline]
+    pub(crate) fn find(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        let is_inside = !self.on_device && offset <= self.len && len <= self.len - offset;
+        // SAFETY: the offset was just checked to lie in the allocation, or one past its end.
+        is_inside.then(|| unsafe { self.base.add(offset) })
+    }
+
     fn check_writable(&self) -> Result<(), TransportError> {
         if self.writable() { Ok(()) } else { Err(TransportError::invalid("the region is mapped read-only here")) }
     }

@@ -165,6 +165,7 @@ impl End {
     }
 
     /// Writes `bytes` to `place` of the peer's memory, with an immediate.
+    #[inline]
     pub(super) fn send(&mut self, mode: Mode, bytes: usize, place: usize, immediate: u32) -> Result<(), BenchError> {
         let start = match mode {
             Mode::Copy => 0,
@@ -198,6 +199,7 @@ impl End {
     }
 
     /// Polls, and keeps what comes for [`End::look`].
+    #[inline]
     fn progress(&mut self) -> Result<usize, BenchError> {
         Ok(self.endpoint.poll(&mut self.seen)?)
     }
@@ -250,6 +252,7 @@ impl End {
 }
 
 /// Posts, as soon as there is room.
+#[inline]
 fn post(endpoint: &mut dyn Endpoint, link: LinkId, seen: &mut Vec<Completion>, op: Op<'_>) -> Result<(), BenchError> {
     let chain = [Work { op, signal: None }];
     loop {
@@ -262,6 +265,7 @@ fn post(endpoint: &mut dyn Endpoint, link: LinkId, seen: &mut Vec<Completion>, o
 }
 
 /// Where an end produces what it sends.
+#[inline]
 fn produced<'a>(mode: Mode, source: &'a Region, target: &'a RemoteRegion) -> &'a Region {
     match (mode, &target.mapped) {
         (Mode::InPlace, Some(mapped)) => mapped,

@@ -77,6 +77,7 @@ impl Connection {
     }
 
     /// Whether the peer is still there, as far as is known.
+    #[inline]
     pub(super) fn is_open(&self) -> bool {
         self.ending.is_none()
     }
@@ -87,31 +88,34 @@ impl Connection {
         self.ending.is_some() || self.consumers.iter().any(Consumer::is_ready)
     }
 
-    /// Takes what has arrived, up to `budget`; and, when the peer is gone and all is taken, why.
+    /// Takes what has arrived in the rings, until `completions` has `limit` of them.
+    #[inline]
     pub(super) fn collect(
         &mut self,
         link: LinkId,
-        budget: &mut usize,
+        limit: usize,
         completions: &mut Vec<Completion>,
-    ) -> Result<Option<Disconnect>, Nonsense> {
-        let before = *budget;
+    ) -> Result<(), Nonsense> {
         for (lane, consumer) in (0..).zip(&mut self.consumers) {
-            let start = *budget;
-            while *budget > 0
-                && let Some(immediate) = consumer.take()?
-            {
-                completions.push(Completion::Immediate { link, lane, immediate });
-                *budget -= 1;
-            }
-            if *budget < start {
+            let arrived = consumer.arrived(limit - completions.len())?;
+            if arrived > 0 {
+                // Not pushed one by one: so each is made where it stays.
+                let immediates = (0..arrived).map(|_| consumer.take());
+                completions.extend(immediates.map(|immediate| Completion::Immediate { link, lane, immediate }));
                 consumer.release();
+                self.spoke = true;
             }
         }
-        self.spoke |= *budget < before;
-        let Some(ending) = &mut self.ending else { return Ok(None) };
-        ending.left = ending.left.saturating_sub(before - *budget);
-        let all = *budget > 0 || ending.left == 0;
-        Ok(all.then(|| ending.reason.clone()))
+        Ok(())
+    }
+
+    /// Once the peer is gone: why, if with the `taken` of this poll `all` is taken that was in the rings, or as much as they
+    /// can have held.
+    #[cold]
+    pub(super) fn conclude(&mut self, taken: usize, all: bool) -> Option<Disconnect> {
+        let ending = self.ending.as_mut()?;
+        ending.left = ending.left.saturating_sub(taken);
+        (all || ending.left == 0).then(|| ending.reason.clone())
     }
 
     /// Reads the socket: grants, and whether the peer is still there.

@@ -36,25 +36,16 @@ impl Connection {
     ) -> Result<(), Unposted> {
         let (immediates, signals) = count(chain).map_err(Unposted::Error)?;
         let index = usize::from(lane);
-        let Some(producer) = self.producers.get_mut(index) else {
-            return Err(Unposted::Error(PostError::Invalid(format!(
-                "lane {lane} of a link with {} lanes",
-                self.producers.len()
-            ))));
-        };
+        let lanes = self.producers.len();
+        let Some(producer) = self.producers.get_mut(index) else { return Err(no_lane(lane, lanes)) };
         if self.unreported[index] + signals > CAPACITY || !producer.has_room(immediates)? {
             self.blocked = true;
             return Err(Unposted::Error(PostError::WouldBlock));
         }
         for work in chain {
             let result = if self.is_open() { self.perform(index, &work.op) } else { Err(WorkError::Flushed) };
-            if result == Err(WorkError::RemoteAccess) {
-                self.refuse();
-            }
-            // What is flushed is told only if it was signalled.
-            if work.signal.is_some() || result == Err(WorkError::RemoteAccess) {
-                self.unreported[index] += 1;
-                ready.push_back(Completion::Sent { link, lane, token: work.signal.unwrap_or(u64::MAX), result });
+            if work.signal.is_some() || result.is_err() {
+                self.report(link, lane, work.signal, result, ready);
             }
         }
         if immediates > 0 {
@@ -63,6 +54,27 @@ impl Connection {
         Ok(())
     }
 
+    /// Keeps for the next poll how a work ended. What is flushed is told only if it was signalled.
+    #[inline(never)]
+    fn report(
+        &mut self,
+        link: LinkId,
+        lane: u8,
+        signal: Option<u64>,
+        result: Result<(), WorkError>,
+        ready: &mut VecDeque<Completion>,
+    ) {
+        let refused = result == Err(WorkError::RemoteAccess);
+        if refused {
+            self.refuse();
+        }
+        if signal.is_some() || refused {
+            self.unreported[usize::from(lane)] += 1;
+            ready.push_back(Completion::Sent { link, lane, token: signal.unwrap_or(u64::MAX), result });
+        }
+    }
+
+    #[inline]
     fn perform(&mut self, lane: usize, op: &Op<'_>) -> Result<(), WorkError> {
         match op {
             Op::Write { source, remote } => self.write(source, Some(remote)),
@@ -91,6 +103,7 @@ impl Connection {
         }
     }
 
+    #[inline]
     fn write(&self, source: &Source<'_>, remote: Option<&Remote<'_>>) -> Result<(), WorkError> {
         let Some(remote) = remote.filter(|_| !source.is_empty()) else { return Ok(()) };
         let to = self.resolve(remote, source.len(), Access::PeerWrite)?;
@@ -106,59 +119,79 @@ impl Connection {
 
     /// Where a place in a peer's region is mapped, if the peer has granted `access` to `len` bytes there: by what came
     /// over the link, whatever the caller's value says.
+    #[inline]
     fn resolve(&self, remote: &Remote<'_>, len: usize, access: Access) -> Result<NonNull<u8>, WorkError> {
         let import = self.imported(remote.region.key).filter(|import| import.access >= access);
         let import = import.ok_or(WorkError::RemoteAccess)?;
         let start = usize::try_from(remote.offset).map_err(|_| WorkError::RemoteAccess)?;
-        let end = start.checked_add(len).ok_or(WorkError::RemoteAccess)?;
-        import.region.at(start..end).map_err(|_| WorkError::RemoteAccess)
+        import.region.find(start, len).ok_or(WorkError::RemoteAccess)
     }
 }
 
 /// The immediates and the signals of a chain, whose local side is found to be sound.
+#[inline]
 fn count(chain: &[Work<'_>]) -> Result<(usize, usize), PostError> {
-    let invalid = |what: String| Err(PostError::Invalid(what));
     let (mut immediates, mut signals) = (0, 0);
     for Work { op, signal } in chain {
-        match op {
-            Op::Write { source, .. } => sound(source)?,
-            Op::WriteImmediate { source, remote, .. } => {
-                sound(source)?;
-                if remote.is_none() && !source.is_empty() {
-                    return invalid(format!("{} bytes to write, and no place to write them to", source.len()));
-                }
-                immediates += 1;
-            }
-            Op::Read { target, .. } => sound_target(target)?,
-            Op::FetchAdd { remote, target, .. } => {
-                check_fetch_add(remote, target)?;
-                sound_target(target)?;
-            }
+        if !is_sound_write(op) {
+            check(op)?;
         }
+        immediates += usize::from(matches!(op, Op::WriteImmediate { .. }));
         signals += usize::from(signal.is_some());
     }
-    if chain.len() > CAPACITY {
-        return invalid(format!("a chain of {} works; a lane holds {CAPACITY}", chain.len()));
-    }
-    Ok((immediates, signals))
+    if chain.len() > CAPACITY { Err(too_long(chain.len())) } else { Ok((immediates, signals)) }
 }
 
-fn sound(source: &Source<'_>) -> Result<(), PostError> {
-    match source {
+/// What nearly all work is, seen at a glance; [`check`] has the last word on the rest.
+#[inline]
+fn is_sound_write(op: &Op<'_>) -> bool {
+    match op {
+        Op::Write { source: Source::Region(region, offset, len), .. }
+        | Op::WriteImmediate { source: Source::Region(region, offset, len), remote: Some(_), .. } => {
+            region.find(*offset, *len).is_some()
+        }
+        Op::WriteImmediate { source: Source::Inline(bytes), remote: Some(_), .. } => bytes.len() <= MAX_INLINE,
+        _ => false,
+    }
+}
+
+#[inline(never)]
+fn check(op: &Op<'_>) -> Result<(), PostError> {
+    let sound = |source: &Source<'_>| match source {
         Source::Inline(bytes) if bytes.len() > MAX_INLINE => {
             Err(PostError::Invalid(format!("{} bytes inline; at most {MAX_INLINE}", bytes.len())))
         }
         Source::Inline(_) => Ok(()),
         Source::Region(region, offset, len) => region.check_local(Provider::Shm, *offset, *len),
+    };
+    let sound_target = |Target { region, offset, len }: &Target<'_>| {
+        region.check_local(Provider::Shm, *offset, *len)?;
+        if region.writable() {
+            Ok(())
+        } else {
+            Err(PostError::Invalid("the target of a read is mapped read-only here".into()))
+        }
+    };
+    match op {
+        Op::WriteImmediate { source, remote: None, .. } if !source.is_empty() => {
+            sound(source)?;
+            Err(PostError::Invalid(format!("{} bytes to write, and no place to write them to", source.len())))
+        }
+        Op::Write { source, .. } | Op::WriteImmediate { source, .. } => sound(source),
+        Op::Read { target, .. } => sound_target(target),
+        Op::FetchAdd { remote, target, .. } => {
+            check_fetch_add(remote, target)?;
+            sound_target(target)
+        }
     }
 }
 
-fn sound_target(target: &Target<'_>) -> Result<(), PostError> {
-    let Target { region, offset, len } = target;
-    region.check_local(Provider::Shm, *offset, *len)?;
-    if region.writable() {
-        Ok(())
-    } else {
-        Err(PostError::Invalid("the target of a read is mapped read-only here".into()))
-    }
+#[cold]
+fn no_lane(lane: u8, lanes: usize) -> Unposted {
+    Unposted::Error(PostError::Invalid(format!("lane {lane} of a link with {lanes} lanes")))
+}
+
+#[cold]
+fn too_long(works: usize) -> PostError {
+    PostError::Invalid(format!("a chain of {works} works; a lane holds {CAPACITY}"))
 }

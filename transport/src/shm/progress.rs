@@ -3,6 +3,7 @@
 use super::dial::Progress;
 use super::endpoint::ShmEndpoint;
 use super::link::{Link, State};
+use super::ring::Nonsense;
 use super::watch::Source;
 use crate::{Completion, Disconnect, LinkId, Side, TransportError};
 use rustix::time::{ClockId, clock_gettime};
@@ -71,25 +72,25 @@ impl ShmEndpoint {
     /// [`crate::Endpoint::poll`].
     pub(super) fn make_progress(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
         let before = completions.len();
+        let limit = before + AT_ONCE;
         if self.schedule.is_due() {
             self.see_to_sockets()?;
         }
-        let mut budget = AT_ONCE;
         if !self.ready.is_empty() {
-            self.report(&mut budget, completions);
+            self.report(limit, completions);
         }
         if self.ready.is_empty() {
-            self.collect(&mut budget, completions);
+            self.collect(limit, completions);
             if !self.ready.is_empty() {
-                self.report(&mut budget, completions);
+                self.report(limit, completions);
             }
         }
         Ok(completions.len() - before)
     }
 
     #[inline(never)]
-    fn report(&mut self, budget: &mut usize, completions: &mut Vec<Completion>) {
-        while *budget > 0
+    fn report(&mut self, limit: usize, completions: &mut Vec<Completion>) {
+        while completions.len() < limit
             && let Some(completion) = self.ready.pop_front()
         {
             if let Completion::Sent { link, lane, .. } = completion
@@ -98,24 +99,37 @@ impl ShmEndpoint {
                 connection.unreported[usize::from(lane)] -= 1;
             }
             completions.push(completion);
-            *budget -= 1;
         }
     }
 
     /// Takes what has arrived in the rings, from each link in turn.
-    fn collect(&mut self, budget: &mut usize, completions: &mut Vec<Completion>) {
+    #[inline]
+    fn collect(&mut self, limit: usize, completions: &mut Vec<Completion>) {
         let count = self.links.len();
-        self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
-        for index in (self.first..count).chain(0..self.first) {
-            let Link { id, state: State::Connected(connection), .. } = &mut self.links[index] else { continue };
-            if !connection.is_ready() {
-                continue;
+        let after = |index: usize| if index + 1 < count { index + 1 } else { 0 };
+        self.first = after(self.first);
+        let mut index = self.first;
+        for _ in 0..count {
+            if let Link { id, state: State::Connected(connection), .. } = &mut self.links[index] {
+                let before = completions.len();
+                let sound = connection.collect(*id, limit, completions);
+                if sound.is_err() || !connection.is_open() {
+                    self.conclude(index, sound, completions.len() - before, completions.len() < limit);
+                }
             }
-            match connection.collect(*id, budget, completions) {
-                Ok(None) => {}
-                Ok(Some(reason)) => self.fail(index, reason),
-                Err(_) => self.fail(index, Disconnect::Protocol("the peer wrote nonsense into a ring".into())),
-            }
+            index = after(index);
+        }
+    }
+
+    /// Ends a link whose peer wrote nonsense, or is gone and everything it had sent is taken.
+    #[cold]
+    fn conclude(&mut self, index: usize, sound: Result<(), Nonsense>, taken: usize, all: bool) {
+        let reason = match sound {
+            Ok(()) => self.links[index].connection().and_then(|connection| connection.conclude(taken, all)),
+            Err(Nonsense) => Some(Disconnect::Protocol("the peer wrote nonsense into a ring".into())),
+        };
+        if let Some(reason) = reason {
+            self.fail(index, reason);
         }
     }
 

@@ -89,14 +89,31 @@ impl<C: Cells> Consumer<C> {
 
     /// Whether there is something to take (or to complain about).
     pub(super) fn is_ready(&self) -> bool {
-        self.peek() != Ok(None)
+        self.peek(self.consumed) != Ok(false)
     }
 
-    /// Takes the next immediate; every byte that the producer wrote before it is visible then.
-    pub(super) fn take(&mut self) -> Result<Option<u32>, Nonsense> {
-        let next = self.peek()?;
-        self.consumed += u64::from(next.is_some());
-        Ok(next)
+    /// How many immediates have arrived, counted up to `limit`; every byte that the producer wrote before them is visible
+    /// then. Nonsense behind what has arrived is found once that is taken.
+    #[inline]
+    pub(super) fn arrived(&self, limit: usize) -> Result<usize, Nonsense> {
+        let mut count = 0;
+        while count < limit {
+            match self.peek(self.consumed + count as u64) {
+                Ok(true) => count += 1,
+                Err(nonsense) if count == 0 => return Err(nonsense),
+                _ => break,
+            }
+        }
+        Ok(count)
+    }
+
+    /// Takes the next immediate of those that have arrived.
+    #[inline]
+    pub(super) fn take(&mut self) -> u32 {
+        // Relaxed: `arrived` has seen it.
+        let word = self.cells.entry(index(self.consumed)).load(Ordering::Relaxed);
+        self.consumed += 1;
+        word as u32
     }
 
     /// Gives the taken entries back to the producer.
@@ -104,13 +121,15 @@ impl<C: Cells> Consumer<C> {
         self.cells.consumed().store(self.consumed, Ordering::Release);
     }
 
-    fn peek(&self) -> Result<Option<u32>, Nonsense> {
-        let word = self.cells.entry(index(self.consumed)).load(Ordering::Acquire);
-        let (found, expected) = ((word >> 32) as u32, lap(self.consumed));
+    /// Whether the entry of a position is there.
+    #[inline]
+    fn peek(&self, position: u64) -> Result<bool, Nonsense> {
+        let word = self.cells.entry(index(position)).load(Ordering::Acquire);
+        let (found, expected) = ((word >> 32) as u32, lap(position));
         if found == expected {
-            Ok(Some(word as u32))
+            Ok(true)
         } else if found == expected.wrapping_sub(1) {
-            Ok(None)
+            Ok(false)
         } else {
             Err(Nonsense)
         }
@@ -158,13 +177,10 @@ mod tests {
             }
         });
         for expected in 0..10 * CAPACITY as u32 {
-            let immediate = loop {
-                match consumer.take().unwrap() {
-                    Some(immediate) => break immediate,
-                    None => std::thread::yield_now(),
-                }
-            };
-            assert_eq!(immediate, expected);
+            while consumer.arrived(1).unwrap() == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(consumer.take(), expected);
             consumer.release();
         }
         producing.join().unwrap();
@@ -178,7 +194,8 @@ mod tests {
             producer.push(immediate);
         }
         assert_eq!(producer.has_room(1), Ok(false));
-        assert_eq!(consumer.take(), Ok(Some(0)));
+        assert_eq!(consumer.arrived(2 * CAPACITY), Ok(CAPACITY));
+        assert_eq!(consumer.take(), 0);
         assert_eq!(producer.has_room(1), Ok(false));
         consumer.release();
         assert_eq!(producer.has_room(1), Ok(true));
@@ -187,10 +204,20 @@ mod tests {
 
     #[test]
     fn an_entry_from_another_lap_is_nonsense() {
-        let (heap, _, mut consumer) = ring();
+        let (heap, _, consumer) = ring();
         heap.entries[0].store(2 << 32, Ordering::Relaxed);
         assert!(consumer.is_ready());
-        assert_eq!(consumer.take(), Err(Nonsense));
+        assert_eq!(consumer.arrived(1), Err(Nonsense));
+    }
+
+    #[test]
+    fn what_has_arrived_before_nonsense_is_taken_first() {
+        let (heap, mut producer, mut consumer) = ring();
+        producer.push(7);
+        heap.entries[1].store(2 << 32, Ordering::Relaxed);
+        assert_eq!(consumer.arrived(9), Ok(1));
+        assert_eq!(consumer.take(), 7);
+        assert_eq!(consumer.arrived(9), Err(Nonsense));
     }
 
     #[test]

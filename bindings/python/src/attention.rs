@@ -14,9 +14,10 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_mesh::threaded::AttentionEngine;
-use stepmesh_mesh::{MeshError, Request, SendBuffer as Buffer, Ticket as MeshTicket};
+use stepmesh_mesh::{MeshError, Request, SendBuffer as Buffer, SlotLayout, Ticket as MeshTicket};
 use stepmesh_proto::Dtype;
 use stepmesh_proto::control::BarrierGroup;
+use stepmesh_transport::Waker;
 
 /// The group that a barrier's name stands for.
 pub(crate) fn barrier_group(name: &str) -> Result<BarrierGroup, Failure> {
@@ -29,8 +30,12 @@ pub(crate) fn barrier_group(name: &str) -> Result<BarrierGroup, Failure> {
 }
 
 /// Joins and starts a progress thread if one is asked for.
-pub(crate) fn join(py: Python<'_>, options: Options) -> Result<Arc<Shared<Attention>>, Failure> {
-    let plan = options.check()?;
+pub(crate) fn join(
+    py: Python<'_>,
+    options: Options,
+    layout: Option<SlotLayout>,
+) -> Result<(Attention, Waker), Failure> {
+    let plan = options.check(layout)?;
     let microbatches = plan.joining.member.layout.microbatches();
     let mut raised = None;
     let joined = process::detached(py, || {
@@ -43,11 +48,10 @@ pub(crate) fn join(py: Python<'_>, options: Options) -> Result<Arc<Shared<Attent
         return Err(error.into());
     }
     let mesh = joined?;
-    let (attention, waker) = match plan.progress {
+    Ok(match plan.progress {
         None => Attention::driven(mesh, microbatches),
         Some(options) => Attention::threaded(AttentionEngine::start(mesh, options)?, microbatches),
-    };
-    Ok(Shared::new(attention, waker))
+    })
 }
 
 /// An attention instance.
@@ -194,7 +198,8 @@ impl Reply {
 impl AttentionMesh {
     #[new]
     fn new(py: Python<'_>, options: Options) -> PyResult<Self> {
-        Ok(Self { shared: join(py, options)? })
+        let (attention, waker) = join(py, options, None)?;
+        Ok(Self { shared: Shared::new(attention, waker) })
     }
 
     /// This instance's rank.
@@ -319,9 +324,7 @@ impl AttentionMesh {
             attention.send_control(message)?;
             Ok(barrier)
         })?;
-        let met = self
-            .shared
-            .wait(py, timeout, |attention| Some(attention.news.released(&barrier)?.map_err(Failure::from)))?;
+        let met = self.shared.wait(py, timeout, |attention| attention.news.released(&barrier))?;
         Ok(met.ok_or(Failure::Mesh(MeshError::Timeout(timeout)))?)
     }
 

@@ -22,8 +22,6 @@ pub(crate) enum Failure {
     Forked,
     /// Device memory, which this build does not move.
     Device(String),
-    /// A call of the other side's.
-    Role(String),
     /// A peer is lost.
     Lost(String),
     /// A peer could not do it.
@@ -47,7 +45,6 @@ impl Failure {
             Self::Closed(_) => "Closed",
             Self::Forked => "Forked",
             Self::Device(_) => "DeviceUnsupported",
-            Self::Role(_) => "WrongRole",
             Self::Lost(_) => "PeerLost",
             Self::Peer(_) => "PeerFailed",
             Self::Timeout(_) => "Timeout",
@@ -64,7 +61,6 @@ impl Failure {
             | Self::Unknown(words)
             | Self::Closed(words)
             | Self::Device(words)
-            | Self::Role(words)
             | Self::Lost(words)
             | Self::Peer(words)
             | Self::Timeout(words) => words.clone(),

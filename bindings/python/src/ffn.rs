@@ -15,12 +15,13 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_mesh::threaded::FfnEngine;
-use stepmesh_mesh::{Batch as MeshBatch, MeshError, Policy, Segment as MeshSegment};
+use stepmesh_mesh::{Batch as MeshBatch, MeshError, Policy, Segment as MeshSegment, SlotLayout};
 use stepmesh_proto::Dtype;
+use stepmesh_transport::Waker;
 
 /// Joins and starts a progress thread if one is asked for.
-pub(crate) fn join(py: Python<'_>, options: Options) -> Result<Arc<Shared<Ffn>>, Failure> {
-    let plan = options.check()?;
+pub(crate) fn join(py: Python<'_>, options: Options, layout: Option<SlotLayout>) -> Result<(Ffn, Waker), Failure> {
+    let plan = options.check(layout)?;
     let mut raised = None;
     let joined = process::detached(py, || {
         plan.joining.ffn(|| {
@@ -32,11 +33,10 @@ pub(crate) fn join(py: Python<'_>, options: Options) -> Result<Arc<Shared<Ffn>>,
         return Err(error.into());
     }
     let mesh = joined?;
-    let (ffn, waker) = match plan.progress {
+    Ok(match plan.progress {
         None => Ffn::driven(mesh),
         Some(options) => Ffn::threaded(FfnEngine::start(mesh, options)?),
-    };
-    Ok(Shared::new(ffn, waker))
+    })
 }
 
 /// An FFN instance.
@@ -218,7 +218,8 @@ fn policy(given: Option<&Bound<'_, PyAny>>) -> Result<Policy, Failure> {
 impl FfnMesh {
     #[new]
     fn new(py: Python<'_>, options: Options) -> PyResult<Self> {
-        Ok(Self { shared: join(py, options)? })
+        let (ffn, waker) = join(py, options, None)?;
+        Ok(Self { shared: Shared::new(ffn, waker) })
     }
 
     /// This instance's rank.
@@ -317,7 +318,7 @@ impl FfnMesh {
             ffn.send_control(message)?;
             Ok(barrier)
         })?;
-        let met = self.shared.wait(py, timeout, |ffn| Some(ffn.news.released(&barrier)?.map_err(Failure::from)))?;
+        let met = self.shared.wait(py, timeout, |ffn| ffn.news.released(&barrier))?;
         Ok(met.ok_or(Failure::Mesh(MeshError::Timeout(timeout)))?)
     }
 

@@ -7,6 +7,7 @@ mod dtype;
 mod error;
 mod event;
 mod ffn;
+mod fserver;
 mod member;
 mod options;
 mod part;
@@ -46,6 +47,12 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<part::Part>()?;
     module.add_class::<scheduler::Scheduler>()?;
     module.add_class::<tensor::Tensor>()?;
+    module.add_class::<fserver::Server>()?;
+    module.add_class::<fserver::Worker>()?;
+    module.add_function(wrap_pyfunction!(fserver::add_one, module)?)?;
+    module.add_function(wrap_pyfunction!(fserver::nanosecond, module)?)?;
+    module.add_function(wrap_pyfunction!(fserver::store_flag, module)?)?;
+    module.add_function(wrap_pyfunction!(fserver::wait_flag, module)?)?;
     module.add_function(wrap_pyfunction!(process::end, module)?)?;
     module.add_function(wrap_pyfunction!(log_to_stderr, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))

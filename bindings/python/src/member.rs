@@ -1,5 +1,6 @@
 //! Both sides of the mesh, each driven by its caller or by a thread of its own, under one set of verbs.
 
+use crate::error::Failure;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -66,11 +67,11 @@ impl News {
     }
 
     /// How a barrier ended, if it has.
-    pub(crate) fn released(&mut self, barrier: &(String, i32)) -> Option<Result<(), MeshError>> {
+    pub(crate) fn released(&mut self, barrier: &(String, i32)) -> Option<Result<(), Failure>> {
         match self.released.remove(barrier) {
             Some(broken) if broken.is_empty() => Some(Ok(())),
-            Some(broken) => Some(Err(MeshError::SchedulerLost(format!("the barrier cannot be met: {broken}")))),
-            None => self.scheduler_lost.clone().map(|reason| Err(MeshError::SchedulerLost(reason))),
+            Some(broken) => Some(Err(Failure::Lost(format!("the barrier cannot be met: {broken}")))),
+            None => self.scheduler_lost().map(|error| Err(error.into())),
         }
     }
 
@@ -125,10 +126,6 @@ impl Attention {
         let count = usize::from(microbatches);
         let held = (0..count).map(|_| None).collect();
         Self { kind, news: News::default(), held, outstanding: vec![None; count] }
-    }
-
-    pub(crate) fn microbatches(&self) -> u16 {
-        self.held.len() as u16
     }
 
     pub(crate) fn rank(&self) -> Option<u32> {

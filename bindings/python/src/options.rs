@@ -8,6 +8,7 @@ use stepmesh_embed::Joining;
 use stepmesh_mesh::control::{ConnectOptions, Token};
 use stepmesh_mesh::threaded::ProgressOptions;
 use stepmesh_mesh::{MemberOptions, PartSpec, SlotLayout};
+use stepmesh_proto::MAX_LANES;
 use stepmesh_transport::{DeviceOptions, Provider};
 
 /// `stepmesh.PartSpec`.
@@ -29,7 +30,7 @@ struct Layout {
 #[derive(FromPyObject)]
 pub(crate) struct Options {
     scheduler: String,
-    layout: Layout,
+    layout: Option<Layout>,
     transport: String,
     token: Option<String>,
     name: String,
@@ -56,13 +57,21 @@ pub(crate) struct Plan {
 }
 
 impl Options {
-    pub(crate) fn check(self) -> Result<Plan, Failure> {
+    /// `layout` in place of the options' own, if there is one.
+    pub(crate) fn check(self, layout: Option<SlotLayout>) -> Result<Plan, Failure> {
         let invalid = |name: &str, why: String| Failure::Invalid(format!("{name}: {why}"));
         let specs = |specs: Vec<Spec>| {
             specs.into_iter().map(|Spec { row_bytes, max_rows }| PartSpec { row_bytes, max_rows }).collect()
         };
-        let layout = SlotLayout::new(self.layout.microbatches, specs(self.layout.request), specs(self.layout.reply))
-            .map_err(|error| invalid("layout", error.to_string()))?;
+        let layout = match (layout, self.layout) {
+            (Some(layout), _) => layout,
+            (None, Some(given)) => SlotLayout::new(given.microbatches, specs(given.request), specs(given.reply))
+                .map_err(|error| invalid("layout", error.to_string()))?,
+            (None, None) => return Err(invalid("layout", "a stepmesh.Layout is wanted".to_owned())),
+        };
+        if self.lanes == 0 || self.lanes > MAX_LANES {
+            return Err(invalid("lanes", format!("{}: 1 to {MAX_LANES}", self.lanes)));
+        }
         let provider: Provider = self
             .transport
             .parse()

@@ -47,10 +47,6 @@ impl Tensor {
         let dtype = if row_bytes.is_multiple_of(part.dtype.bytes()) { part.dtype } else { Dtype::Bytes };
         Self::new(place, dtype, Some(vec![rows, row_bytes / dtype.bytes()]), readonly)
     }
-
-    pub(crate) fn address(&self) -> usize {
-        self.address
-    }
 }
 
 #[pymethods]

@@ -13,7 +13,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use stepmesh_mesh::threaded::AttentionEngine;
 use stepmesh_mesh::{MeshError, Request, SendBuffer as Buffer, SlotLayout, Ticket as MeshTicket};
 use stepmesh_proto::Dtype;
 use stepmesh_proto::control::BarrierGroup;
@@ -48,10 +47,7 @@ pub(crate) fn join(
         return Err(error.into());
     }
     let mesh = joined?;
-    Ok(match plan.progress {
-        None => Attention::driven(mesh, microbatches),
-        Some(options) => Attention::threaded(AttentionEngine::start(mesh, options)?, microbatches),
-    })
+    Ok(Attention::new(mesh, microbatches, plan.progress)?)
 }
 
 /// An attention instance.
@@ -204,14 +200,14 @@ impl AttentionMesh {
 
     /// This instance's rank.
     #[getter]
-    fn rank(&self, py: Python<'_>) -> PyResult<Option<u32>> {
-        Ok(self.shared.with(py, |attention| Ok(attention.rank()))?)
+    fn rank(&self, py: Python<'_>) -> PyResult<u32> {
+        Ok(self.shared.with(py, |attention| Ok(attention.rank))?)
     }
 
     /// FFN instances of the deployment.
     #[getter]
     fn ffn(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.shared.with(py, |attention| Ok(attention.ffn()))?)
+        Ok(self.shared.with(py, |attention| Ok(attention.ffn))?)
     }
 
     /// All ranks are held and all links are up.

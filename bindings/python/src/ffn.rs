@@ -14,7 +14,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use stepmesh_mesh::threaded::FfnEngine;
 use stepmesh_mesh::{Batch as MeshBatch, MeshError, Policy, Segment as MeshSegment, SlotLayout};
 use stepmesh_proto::Dtype;
 use stepmesh_transport::Waker;
@@ -33,10 +32,7 @@ pub(crate) fn join(py: Python<'_>, options: Options, layout: Option<SlotLayout>)
         return Err(error.into());
     }
     let mesh = joined?;
-    Ok(match plan.progress {
-        None => Ffn::driven(mesh),
-        Some(options) => Ffn::threaded(FfnEngine::start(mesh, options)?),
-    })
+    Ok(Ffn::new(mesh, plan.progress)?)
 }
 
 /// An FFN instance.
@@ -224,20 +220,20 @@ impl FfnMesh {
 
     /// This instance's rank.
     #[getter]
-    fn rank(&self, py: Python<'_>) -> PyResult<Option<u32>> {
-        Ok(self.shared.with(py, |ffn| Ok(ffn.rank()))?)
+    fn rank(&self, py: Python<'_>) -> PyResult<u32> {
+        Ok(self.shared.with(py, |ffn| Ok(ffn.rank))?)
     }
 
     /// Attention instances of the deployment.
     #[getter]
     fn attention(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.shared.with(py, |ffn| Ok(ffn.attention()))?)
+        Ok(self.shared.with(py, |ffn| Ok(ffn.attention))?)
     }
 
     /// FFN instances of the deployment: how many shards there are.
     #[getter]
     fn ffn(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.shared.with(py, |ffn| Ok(ffn.ffn()))?)
+        Ok(self.shared.with(py, |ffn| Ok(ffn.ffn))?)
     }
 
     /// All ranks are held and all links are up.

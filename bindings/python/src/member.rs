@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use stepmesh_embed::{Driven, answer};
-use stepmesh_mesh::threaded::{AttentionEngine, FfnEngine, OwnedReply};
+use stepmesh_mesh::threaded::{AttentionEngine, FfnEngine, OwnedReply, ProgressOptions};
 use stepmesh_mesh::{
     AttentionMesh, Batch, FfnMesh, MeshError, MeshEvent, PartArray, Policy, Replies, Request, SendBuffer, Ticket,
     TicketStatus, Trace,
@@ -89,6 +89,9 @@ enum AttentionKind {
 /// An attention instance.
 pub(crate) struct Attention {
     kind: AttentionKind,
+    /// This instance's rank, and the FFN instances of the deployment.
+    pub(crate) rank: u32,
+    pub(crate) ffn: usize,
     pub(crate) news: News,
     /// Replies of an engine's, which hold their microbatch until they are given back.
     held: Vec<Option<OwnedReply>>,
@@ -112,34 +115,27 @@ fn landed(replies: &Replies) -> Vec<Landed> {
 }
 
 impl Attention {
-    pub(crate) fn driven(mesh: AttentionMesh, microbatches: u16) -> (Self, Waker) {
-        let waker = mesh.waker();
-        (Self::new(AttentionKind::Driven(mesh), microbatches), waker)
-    }
-
-    pub(crate) fn threaded(engine: AttentionEngine, microbatches: u16) -> (Self, Waker) {
-        let waker = engine.waker();
-        (Self::new(AttentionKind::Threaded(engine), microbatches), waker)
-    }
-
-    fn new(kind: AttentionKind, microbatches: u16) -> Self {
+    /// A member that has been admitted; with a progress thread if there are options for it.
+    pub(crate) fn new(
+        mesh: AttentionMesh,
+        microbatches: u16,
+        progress: Option<ProgressOptions>,
+    ) -> Result<(Self, Waker), MeshError> {
+        let (rank, ffn) = (mesh.rank().unwrap_or_default(), mesh.ffn());
+        let (kind, waker) = match progress {
+            None => {
+                let waker = mesh.waker();
+                (AttentionKind::Driven(mesh), waker)
+            }
+            Some(options) => {
+                let engine = AttentionEngine::start(mesh, options)?;
+                let waker = engine.waker();
+                (AttentionKind::Threaded(engine), waker)
+            }
+        };
         let count = usize::from(microbatches);
         let held = (0..count).map(|_| None).collect();
-        Self { kind, news: News::default(), held, outstanding: vec![None; count] }
-    }
-
-    pub(crate) fn rank(&self) -> Option<u32> {
-        match &self.kind {
-            AttentionKind::Driven(mesh) => mesh.rank(),
-            AttentionKind::Threaded(engine) => engine.rank(),
-        }
-    }
-
-    pub(crate) fn ffn(&self) -> usize {
-        match &self.kind {
-            AttentionKind::Driven(mesh) => mesh.ffn(),
-            AttentionKind::Threaded(engine) => engine.ffn(),
-        }
+        Ok((Self { kind, rank, ffn, news: News::default(), held, outstanding: vec![None; count] }, waker))
     }
 
     /// Everybody is there, and linked.
@@ -277,42 +273,31 @@ enum FfnKind {
 /// An FFN instance.
 pub(crate) struct Ffn {
     kind: FfnKind,
+    /// This instance's rank, and the instances of both sides of the deployment.
+    pub(crate) rank: u32,
+    pub(crate) attention: usize,
+    pub(crate) ffn: usize,
     pub(crate) news: News,
     /// What a threaded engine is asked for while its caller sleeps.
     pub(crate) policy: Policy,
 }
 
 impl Ffn {
-    pub(crate) fn driven(mesh: FfnMesh) -> (Self, Waker) {
-        let waker = mesh.waker();
-        (Self { kind: FfnKind::Driven(mesh), news: News::default(), policy: Policy::All }, waker)
-    }
-
-    pub(crate) fn threaded(engine: FfnEngine) -> (Self, Waker) {
-        let waker = engine.waker();
-        let kind = FfnKind::Threaded { engine, released: VecDeque::new() };
-        (Self { kind, news: News::default(), policy: Policy::All }, waker)
-    }
-
-    pub(crate) fn rank(&self) -> Option<u32> {
-        match &self.kind {
-            FfnKind::Driven(mesh) => mesh.rank(),
-            FfnKind::Threaded { engine, .. } => engine.rank(),
-        }
-    }
-
-    pub(crate) fn attention(&self) -> usize {
-        match &self.kind {
-            FfnKind::Driven(mesh) => mesh.attention(),
-            FfnKind::Threaded { engine, .. } => engine.attention(),
-        }
-    }
-
-    pub(crate) fn ffn(&self) -> usize {
-        match &self.kind {
-            FfnKind::Driven(mesh) => mesh.ffn(),
-            FfnKind::Threaded { engine, .. } => engine.ffn(),
-        }
+    /// A member that has been admitted; with a progress thread if there are options for it.
+    pub(crate) fn new(mesh: FfnMesh, progress: Option<ProgressOptions>) -> Result<(Self, Waker), MeshError> {
+        let (rank, attention, ffn) = (mesh.rank().unwrap_or_default(), mesh.attention(), mesh.ffn());
+        let (kind, waker) = match progress {
+            None => {
+                let waker = mesh.waker();
+                (FfnKind::Driven(mesh), waker)
+            }
+            Some(options) => {
+                let engine = FfnEngine::start(mesh, options)?;
+                let waker = engine.waker();
+                (FfnKind::Threaded { engine, released: VecDeque::new() }, waker)
+            }
+        };
+        Ok((Self { kind, rank, attention, ffn, news: News::default(), policy: Policy::All }, waker))
     }
 
     pub(crate) fn is_complete(&self) -> bool {

@@ -62,7 +62,7 @@ class Deployment:
             **os.environ,
             "PYTHONPATH": str(HERE),
             "DMLC_PS_ROOT_URI": "127.0.0.1",
-            "DMLC_PS_ROOT_PORT": str(free_port(int(str(environment.get("DMLC_GROUP_SIZE", 1))))),
+            "DMLC_PS_ROOT_PORT": str(free_port(int(str(environment.get("DMLC_GROUP_SIZE", 1))) + 1)),
             "DMLC_NUM_WORKER": str(workers),
             "DMLC_NUM_SERVER": str(servers),
             "STEPMESH_TRANSPORT": transport,
@@ -92,14 +92,20 @@ class Deployment:
     def finish(self, timeout: float = 120.0) -> dict[str, str]:
         """Waits for all; what each has printed. Fails if one has failed."""
         deadline = time.monotonic() + timeout
-        printed = {}
-        try:
-            for name, process in self.processes:
-                out, err = process.communicate(timeout=max(deadline - time.monotonic(), 1))
-                assert process.returncode == 0, f"{name} ended with {process.returncode}:\n{err}\n{out}"
-                printed[name] = out
-        finally:
-            self.kill()
+        printed, failed = {}, []
+        for name, process in self.processes:
+            try:
+                # After the first failure the others, which may wait for it, get a moment to say what they saw.
+                left = 2.0 if failed else max(deadline - time.monotonic(), 1)
+                out, err = process.communicate(timeout=left)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
+                err += "\nkilled: it did not end in time"
+            printed[name] = out
+            if process.returncode != 0:
+                failed.append(f"{name} ended with {process.returncode}:\n{err}\n{out}")
+        assert not failed, "\n".join(failed)
         return printed
 
     def kill(self) -> None:

@@ -35,6 +35,8 @@ class _Process:
         self.schedulers: list[stepmesh.Scheduler] = []
         self.worker: Any = None
         self.server: Any = None
+        #: With groups of several processes, a mesh of all of them, for barriers.
+        self.everybody: Any = None
         self.pid = 0
         self.stopped = False
 
@@ -44,6 +46,10 @@ class _Process:
         if self.pid != os.getpid():
             raise Forked("init() was called before this process was forked off: fork first, then init(), or use spawn")
         return self.environment
+
+    def meeting(self) -> Any:
+        """Where all processes of all groups meet."""
+        return self.everybody or self.worker or self.server
 
     def as_worker(self) -> Any:
         environment = self.check()
@@ -84,27 +90,34 @@ def init() -> None:
             _process.server = member
         try:
             member.wait_complete(environment.init_timeout)
-            member.barrier("init", "all", environment.init_timeout)
+            if environment.group_size > 1:
+                kind = stepmesh.AttentionMesh if environment.role == "worker" else stepmesh.FfnMesh
+                _process.everybody = kind(environment.everybody())
+                _process.everybody.wait_complete(environment.init_timeout)
+            _process.meeting().barrier("init", "all", environment.init_timeout)
         except BaseException:
-            member.close()
-            _process.worker = _process.server = None
+            for open_ in (member, _process.everybody):
+                if open_ is not None:
+                    open_.close()
+            _process.worker = _process.server = _process.everybody = None
             raise
     _process.environment, _process.pid, _process.stopped = environment, os.getpid(), False
 
 
 def _start_schedulers(environment: Environment) -> None:
-    """One for each index of the groups, at successive ports."""
+    """One for each index of the groups, and for larger groups one of all processes, at successive ports."""
     if not environment.host.startswith("127.") and environment.token is None and not environment.insecure:
         raise InvalidArgument(
             f"DMLC_PS_ROOT_URI: {environment.host} can be reached from other hosts: set STEPMESH_TOKEN to one secret in "
             "all processes, or STEPMESH_INSECURE=1 if the network is trusted"
         )
     try:
-        for index in range(environment.group_size):
+        for index in range(environment.schedulers):
+            members = environment.group_size if index == environment.group_size else 1
             _process.schedulers.append(
                 stepmesh.Scheduler(
-                    environment.workers,
-                    environment.servers,
+                    environment.workers * members,
+                    environment.servers * members,
                     listen=f"{environment.host}:{environment.port + index}",
                     token=environment.token,
                     insecure=environment.insecure,
@@ -126,19 +139,19 @@ def stop() -> None:
         if worker is not None:
             worker.say_stop(environment.stop_timeout)
         if worker is not None or server is not None:
-            (worker or server).barrier("stop", "all", environment.stop_timeout)
+            _process.meeting().barrier("stop", "all", environment.stop_timeout)
     finally:
-        for open_ in (worker, server, *schedulers):
+        for open_ in (worker, server, _process.everybody, *schedulers):
             if open_ is not None:
                 open_.close()
-        _process.environment = _process.worker = _process.server = None
+        _process.environment = _process.worker = _process.server = _process.everybody = None
         _process.schedulers = []
         _process.stopped = True
 
 
 def barrier(include_server: bool, include_client: bool, instance_barrier: bool = True) -> None:
     """Waits until every process of the groups named has come, as often as this one: servers, clients (workers), or both.
-    It is over the processes of one index, which form a mesh of their own."""
+    Without ``instance_barrier`` only the processes of this one's index meet, which form a mesh of their own."""
     environment = _process.check()
     group = {(True, True): "all", (True, False): "ffn", (False, True): "attention"}.get(
         (bool(include_server), bool(include_client))
@@ -147,7 +160,8 @@ def barrier(include_server: bool, include_client: bool, instance_barrier: bool =
         raise InvalidArgument("include_server, include_client: a barrier of nobody")
     if {"worker": "ffn", "server": "attention"}.get(environment.role, "all") == group or environment.role == "scheduler":
         raise WrongRole(f"this is a {environment.role}, and the barrier is for others")
-    (_process.worker or _process.server).barrier("barrier", group, environment.stop_timeout)
+    where = _process.meeting() if instance_barrier else _process.worker or _process.server
+    where.barrier("barrier", group, environment.stop_timeout)
 
 
 def push_pull(

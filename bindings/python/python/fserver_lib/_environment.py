@@ -8,7 +8,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from stepmesh import Options
+from stepmesh import Layout, Options, PartSpec
 from stepmesh.errors import DeviceUnsupported, InvalidArgument
 
 _ROLES = ("scheduler", "worker", "server")
@@ -169,9 +169,30 @@ class Environment:
             join_timeout=self.init_timeout,
         )
 
+    @property
+    def schedulers(self) -> int:
+        """One for each index, and one for all where there are several."""
+        return self.group_size + (self.group_size > 1)
+
+    def everybody(self) -> Options:
+        """How this process joins the mesh of all processes, in which nothing but barriers happens."""
+        transport = "shm" if self.transport == "shm" else "tcp"
+        return Options(
+            scheduler=f"http://{self.host}:{self.port + self.group_size}",
+            layout=Layout([PartSpec(1, 1)], [PartSpec(1, 1)], 1),
+            transport=transport,  # type: ignore[arg-type]
+            token=self.token,
+            name=f"{socket.gethostname()} {self.role}",
+            workload="fserver_lib barriers 1",
+            rank=self.rank * self.group_size + self.index,
+            address=None if transport == "shm" else self._own_address(),
+            join_timeout=self.init_timeout,
+        )
+
     def _address(self) -> str | None:
-        if self.transport != "tcp":
-            return None
+        return self._own_address() if self.transport == "tcp" else None
+
+    def _own_address(self) -> str:
         host, interface = _text("DMLC_NODE_HOST"), _text("DMLC_INTERFACE")
         if host is not None:
             return _resolve(host)

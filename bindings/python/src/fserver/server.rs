@@ -51,6 +51,12 @@ struct Peer {
 }
 
 impl Peer {
+    fn pop(&mut self) -> Option<Incoming> {
+        let incoming = self.queue.pop_front()?;
+        self.expected = Some(incoming.request.sequence + 1);
+        Some(incoming)
+    }
+
     fn is_ready(&self) -> bool {
         self.queue.front().is_some_and(|front| self.expected.is_none_or(|expected| expected == front.request.sequence))
     }
@@ -95,19 +101,8 @@ impl Inner {
             self.peers[rank].stopped = true;
             return self.answer(batch, stamp, Ok(Vec::new()), 0);
         }
-        let outgrown = request.pushes.iter().find_map(|push| {
-            let room = *self.registered.get(&(rank, push.key))?;
-            (push.bytes as usize > room).then(|| {
-                let (key, bytes) = (push.key, push.bytes);
-                format!("key {key}: {bytes} bytes were pushed into a registered buffer of {room}")
-            })
-        });
         let peer = &mut self.peers[rank];
         (peer.stopped, peer.lost) = (false, None);
-        if let Some(reason) = outgrown {
-            peer.expected = peer.expected.map(|expected| expected.max(request.sequence + 1));
-            return self.answer(batch, stamp, Err(reason), 0);
-        }
         let at = peer.queue.partition_point(|waiting| waiting.request.sequence < request.sequence);
         peer.queue.insert(at, Incoming { batch, request, rank, received_ns });
         Ok(())
@@ -162,22 +157,47 @@ impl Inner {
         }
     }
 
+    /// Answers requests whose turn it is and that do not fit the place that is registered for them.
+    fn refuse_outgrown(&mut self) -> Result<(), MeshError> {
+        if self.registered.is_empty() {
+            return Ok(());
+        }
+        for rank in 0..self.peers.len() {
+            while self.peers[rank].is_ready()
+                && let Some(reason) = self.peers[rank].queue.front().and_then(|front| self.outgrown(front))
+                && let Some(incoming) = self.peers[rank].pop()
+            {
+                let at = incoming.received_ns;
+                let stamp = Stamp { received_ns: at, process_ns: at, respond_ns: at, ..Stamp::default() };
+                self.answer(incoming.batch, stamp, Err(reason), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn outgrown(&self, incoming: &Incoming) -> Option<String> {
+        incoming.request.pushes.iter().find_map(|push| {
+            let room = *self.registered.get(&(incoming.rank, push.key))?;
+            (push.bytes as usize > room).then(|| {
+                let (key, bytes) = (push.key, push.bytes);
+                format!("key {key}: {bytes} bytes were pushed into a registered buffer of {room}")
+            })
+        })
+    }
+
     /// One request of each worker that is there; nothing while one is missing; an error once for each that was lost.
     fn next(&mut self) -> Option<Result<Vec<Incoming>, Failure>> {
         if let Some(lost) = self.peers.iter_mut().find_map(|peer| peer.lost.as_mut().and_then(Option::take)) {
             return Some(Err(Failure::Lost(lost)));
         }
+        if let Err(error) = self.refuse_outgrown() {
+            return Some(Err(error.into()));
+        }
         let mut live = self.peers.iter().filter(|peer| peer.lost.is_none() && !(peer.stopped && peer.queue.is_empty()));
         if !live.all(Peer::is_ready) {
             return None;
         }
-        let live = self.peers.iter_mut().filter(|peer| !peer.queue.is_empty());
-        let batch = live.filter_map(|peer| {
-            let incoming = peer.queue.pop_front()?;
-            peer.expected = Some(incoming.request.sequence + 1);
-            Some(incoming)
-        });
-        Some(Ok(batch.collect()))
+        Some(Ok(self.peers.iter_mut().filter_map(Peer::pop).collect()))
     }
 }
 
@@ -248,7 +268,7 @@ impl Server {
         let (mut ffn, waker) = ffn::join(py, options, Some(layout))?;
         ffn.policy = Policy::Any;
         let inner = Inner {
-            peers: (0..ffn.attention()).map(|_| Peer::default()).collect(),
+            peers: (0..ffn.attention).map(|_| Peer::default()).collect(),
             ffn,
             handed: HashMap::new(),
             next_handler: 1,
@@ -435,7 +455,7 @@ impl Server {
         let servers = usize::from(request.servers.max(1));
         let handed = self.shared.with(py, move |inner| {
             let share = request.pulls.len() / servers;
-            let first = share * inner.ffn.rank().unwrap_or_default() as usize;
+            let first = share * inner.ffn.rank as usize;
             let pulls = request.pulls.get(first..first + share).unwrap_or_default().to_vec();
             let handler = inner.next_handler;
             inner.next_handler += 1;

@@ -118,7 +118,7 @@ impl Inner {
         request.encode(&mut self.table)?;
         slot.part_mut(0)[..self.table.len()].copy_from_slice(&self.table);
         // A group for each rank: what several ranks send is answered apart.
-        let group = self.attention.rank().unwrap_or_default();
+        let group = self.attention.rank;
         let parts = parts(self.table.len(), tensors);
         Ok(self.attention.push_pull(slot, MeshRequest { group, parts: &parts, ..MeshRequest::default() })?)
     }
@@ -213,8 +213,8 @@ impl Worker {
             sequence: 0,
             table: Vec::new(),
         };
+        let servers = inner.attention.ffn;
         let shared = Shared::new(inner, waker);
-        let servers = shared.with(py, |inner| Ok(inner.attention.ffn()))?;
         let slot_timeout = seconds(Some(slot_timeout))?;
         Ok(Self { shared, servers, slot_bytes, slot_timeout, keys: Mutex::default() })
     }
@@ -293,6 +293,8 @@ impl Worker {
                 }
             }
             request.sequence = inner.sequence;
+            // About to be posted: a server may have answered before the post returns.
+            let posted_ns = now_ns();
             let ticket = match inner.send(slot, &request, list.bytes()) {
                 Ok(ticket) => ticket,
                 Err(error) => return Some(Err(error)),
@@ -302,7 +304,7 @@ impl Worker {
             let handlers = 1 + (pushes.len() + request.pulls.len()) as u64;
             inner.next_handler += handlers;
             let pulls = given.take().unwrap_or_default();
-            let (pushes, posted_ns) = (pushes.len(), now_ns());
+            let pushes = pushes.len();
             let flight = Flight { ticket, handlers, pushes, pulls, requested_ns, posted_ns, copied_bytes };
             inner.flights[usize::from(ticket.microbatch())] = Some((handler, flight));
             Some(Ok((handler, std::mem::take(&mut inner.let_go))))

@@ -4,7 +4,7 @@ instance's batch has every attention instance's rows of the same layer, whatever
 from __future__ import annotations
 
 import struct
-import threading
+import time
 from typing import Any, Mapping
 
 import stepmesh
@@ -25,6 +25,8 @@ _APP = struct.Struct("<iHBBii")
 _DECODER, _MTP, _HELLO = 0, 1, 2
 #: Bytes of a control payload.
 _CONTROL_BYTES = 1 << 20
+#: Seconds between two looks at who is still there.
+_LOOK = 0.2
 
 
 def _is_torch(tensor: Any) -> bool:
@@ -122,7 +124,6 @@ class StepMeshAFDConnector(_Base):
         self._under_way: dict[int, tuple[Any, Any, int]] = {}
         self._waiting: dict[int, list[Any]] = {}
         self._counts = [0] * (self.stages + 1)
-        self._lock = threading.Lock()
         self._torch = framework(settings.tensors) == "torch"
 
     # ---- life ----
@@ -359,13 +360,23 @@ class StepMeshAFDConnector(_Base):
         for waiting in self._waiting if stage is None else (stage,):
             if waiting != self.stages and self._waiting.get(waiting):
                 return self._waiting[waiting].pop(0)
+        deadline = time.monotonic() + timeout
         while True:
-            batch = self._mesh.next_batch("all", timeout)
+            batch = self._mesh.next_batch("all", min(_LOOK, max(deadline - time.monotonic(), 0.0)))
             if batch is None:
-                raise Timeout(f"nothing from the attention side after {timeout} s")
+                self._look_for_losses()
+                if time.monotonic() >= deadline:
+                    raise Timeout(f"nothing from the attention side after {timeout} s")
+                continue
             if batch.microbatch == stage or (stage is None and batch.microbatch != self.stages):
                 return batch
             self._waiting.setdefault(batch.microbatch, []).append(batch)
+
+    def _look_for_losses(self) -> None:
+        """Raises for an attention instance that is gone: what it was to send will never come."""
+        while (event := self._mesh.next_event()) is not None:
+            if event["kind"] == "peer_lost" and event["role"] == "attention":
+                raise stepmesh.PeerLost(f"lost attention {event['rank']} ({event['name']}): {event['reason']}")
 
     # ---- the control plane's microbatch ----
 

@@ -3,7 +3,7 @@
 
 use crate::dtype;
 use crate::error::Failure;
-use crate::tensor::{CPU, DlManaged, LEGACY};
+use crate::tensor::{CPU, DlManaged, DlTensor, LEGACY};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -276,8 +276,61 @@ fn from_dlpack(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> Str
     build(address, dtype, sizes.into_iter(), Hold::Object { _object: capsule.unbind() }, name)
 }
 
+/// The beginning of `DLPackExchangeAPI` of dlpack.h, up to what is used: functions that need no call of Python's.
+#[repr(C)]
+struct ExchangeApi {
+    version: (u32, u32),
+    _earlier: *const c_void,
+    _allocator: *const c_void,
+    _managed_from_object: *const c_void,
+    _managed_to_object: *const c_void,
+    /// Describes a tensor without owning it; -1 with an exception if it cannot.
+    tensor_from_object: Option<unsafe extern "C" fn(*mut c_void, *mut DlTensor) -> c_int>,
+}
+
+/// A framework's function of that kind, which lives as long as the process.
+type TensorFromObject = unsafe extern "C" fn(*mut c_void, *mut DlTensor) -> c_int;
+
+fn exchange_api(tensor: &Bound<'_, PyType>) -> Option<TensorFromObject> {
+    let capsule = tensor.getattr("__dlpack_c_exchange_api__").ok()?;
+    // SAFETY: null, with an exception, if it is no capsule of this name.
+    let api = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), c"dlpack_exchange_api".as_ptr()) };
+    if api.is_null() {
+        drop(PyErr::take(tensor.py()));
+        return None;
+    }
+    // SAFETY: by DLPack's contract a table of functions that is never freed; of this version it begins so.
+    let api = unsafe { &*api.cast::<ExchangeApi>() };
+    api.tensor_from_object.filter(|_| api.version.0 == 1)
+}
+
+/// A tensor as the framework's own function describes it; none if anything about it is not as it should be.
+fn described(exchange: TensorFromObject, object: &Bound<'_, PyAny>) -> Option<View> {
+    let mut tensor = std::mem::MaybeUninit::<DlTensor>::uninit();
+    // SAFETY: called with the interpreter's lock in hand, an object of the framework's and a place for the answer.
+    if unsafe { exchange(object.as_ptr().cast(), tensor.as_mut_ptr()) } != 0 {
+        drop(PyErr::take(object.py()));
+        return None;
+    }
+    // SAFETY: filled in, by the return value.
+    let tensor = unsafe { tensor.assume_init() };
+    let count = usize::try_from(tensor.dimensions).ok().filter(|&count| count <= MAX_DIMENSIONS)?;
+    // SAFETY: valid as long as the object is not changed, which is longer than this; an i64 is an isize.
+    let (shape, strides) = unsafe { (slice(tensor.shape.cast(), count), slice(tensor.strides.cast(), count)) };
+    if tensor.device.0 != CPU || !(tensor.strides.is_null() || is_contiguous(shape, strides, 1)) {
+        return None;
+    }
+    let dtype = dtype::from_dlpack(tensor.dtype.code, tensor.dtype.bits).filter(|_| tensor.dtype.lanes == 1)?;
+    let address = tensor.data as usize + tensor.byte_offset as usize;
+    let mut sizes = [0; MAX_DIMENSIONS];
+    sizes.iter_mut().zip(shape).for_each(|(to, from)| *to = *from as usize);
+    let hold = Hold::Object { _object: object.clone().unbind() };
+    build(address, dtype, sizes[..count].iter().copied(), hold, &String::new).ok()
+}
+
 /// PyTorch, if the program has imported it.
 struct Torch {
+    exchange: Option<TensorFromObject>,
     tensor: Py<PyType>,
     dtypes: Vec<(Py<PyAny>, Dtype)>,
 }
@@ -292,7 +345,9 @@ impl Torch {
         let Ok(torch) = modules.get_item(intern!(py, "torch")) else { return Ok(None) };
         // Half imported, it has no tensors yet.
         let Ok(tensor) = torch.getattr(intern!(py, "Tensor")) else { return Ok(None) };
-        let tensor = tensor.cast_into::<PyType>()?.unbind();
+        let tensor = tensor.cast_into::<PyType>()?;
+        let exchange = exchange_api(&tensor);
+        let tensor = tensor.unbind();
         let names = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "uint8", "uint16", "int32"];
         let more = ["int64", "uint32", "float64", "int8", "int16", "bool"];
         let dtypes = names
@@ -300,7 +355,7 @@ impl Torch {
             .chain(&more)
             .filter_map(|name| Some((torch.getattr(*name).ok()?.unbind(), dtype::from_name(name)?)));
         let dtypes = dtypes.collect();
-        Ok(Some(TORCH.get_or_init(py, || Self { tensor, dtypes })))
+        Ok(Some(TORCH.get_or_init(py, || Self { exchange, tensor, dtypes })))
     }
 
     fn is_tensor(&self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -309,6 +364,14 @@ impl Torch {
     }
 
     fn view(&self, object: &Bound<'_, PyAny>, name: &dyn Fn() -> String) -> Result<View, Failure> {
+        match self.exchange.and_then(|exchange| described(exchange, object)) {
+            Some(view) => Ok(view),
+            // Asked in Python, which also says what is wrong with it.
+            None => self.view_by_attributes(object, name),
+        }
+    }
+
+    fn view_by_attributes(&self, object: &Bound<'_, PyAny>, name: &dyn Fn() -> String) -> Result<View, Failure> {
         let py = object.py();
         if !object.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
             let device = object.getattr(intern!(py, "device"))?;

@@ -27,14 +27,33 @@ class Trace(list):
     copied_bytes: int = 0
 
 
+class _Nobody:
+    """In the place of a worker or server that this process is not: whatever is asked of it is refused."""
+
+    def __init__(self, error: type[Exception], words: str) -> None:
+        self._error, self._words = error, words
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error(self._words)
+
+    def __bool__(self) -> bool:
+        return False
+
+
+_BEFORE = _Nobody(Closed, "init() has not been called")
+_AFTER = _Nobody(Closed, "stop() has been called: init() again first")
+_NO_WORKER = _Nobody(WrongRole, "this process is no worker: only a worker (attention) makes requests")
+_NO_SERVER = _Nobody(WrongRole, "this process is no server: only a server (FFN) answers requests")
+
+
 class _Process:
     """This process's part in the mesh, between ``init`` and ``stop``."""
 
     def __init__(self) -> None:
         self.environment: Environment | None = None
         self.schedulers: list[stepmesh.Scheduler] = []
-        self.worker: Any = None
-        self.server: Any = None
+        self.worker: Any = _BEFORE
+        self.server: Any = _BEFORE
         #: With groups of several processes, a mesh of all of them, for barriers.
         self.everybody: Any = None
         self.pid = 0
@@ -51,18 +70,6 @@ class _Process:
         """Where all processes of all groups meet."""
         return self.everybody or self.worker or self.server
 
-    def as_worker(self) -> Any:
-        environment = self.check()
-        if self.worker is None:
-            raise WrongRole(f"this is a {environment.role}: only a worker (attention) makes requests")
-        return self.worker
-
-    def as_server(self) -> Any:
-        environment = self.check()
-        if self.server is None:
-            raise WrongRole(f"this is a {environment.role}: only a server (FFN) answers requests")
-        return self.server
-
 
 _process = _Process()
 
@@ -75,32 +82,36 @@ def init() -> None:
     environment = Environment.read()
     if environment.verbosity > 0:
         stepmesh.log_to_stderr(["info", "debug", "trace"][min(environment.verbosity, 3) - 1])
+    worker, server = _NO_WORKER, _NO_SERVER
     if environment.role == "scheduler":
         _start_schedulers(environment)
     else:
         options = environment.options()
         if environment.role == "worker":
             member = _native.Worker(options, environment.slots, environment.slot_bytes, environment.slot_timeout)
-            _process.worker = member
         else:
             new, part, wrap = makers(environment.tensors)
             member = _native.Server(
                 options, environment.slots, environment.slot_bytes, new, part, wrap, environment.in_place
             )
-            _process.server = member
         try:
             member.wait_complete(environment.init_timeout)
             if environment.group_size > 1:
                 kind = stepmesh.AttentionMesh if environment.role == "worker" else stepmesh.FfnMesh
                 _process.everybody = kind(environment.everybody())
                 _process.everybody.wait_complete(environment.init_timeout)
-            _process.meeting().barrier("init", "all", environment.init_timeout)
+            (_process.everybody or member).barrier("init", "all", environment.init_timeout)
         except BaseException:
             for open_ in (member, _process.everybody):
                 if open_ is not None:
                     open_.close()
-            _process.worker = _process.server = _process.everybody = None
+            _process.everybody = None
             raise
+        if environment.role == "worker":
+            worker = member
+        else:
+            server = member
+    _process.worker, _process.server = worker, server
     _process.environment, _process.pid, _process.stopped = environment, os.getpid(), False
 
 
@@ -136,15 +147,16 @@ def stop() -> None:
     try:
         for scheduler in schedulers:
             scheduler.wait_left()
-        if worker is not None:
+        if worker:
             worker.say_stop(environment.stop_timeout)
-        if worker is not None or server is not None:
+        if worker or server:
             _process.meeting().barrier("stop", "all", environment.stop_timeout)
     finally:
         for open_ in (worker, server, _process.everybody, *schedulers):
-            if open_ is not None:
+            if open_:
                 open_.close()
-        _process.environment = _process.worker = _process.server = _process.everybody = None
+        _process.environment = _process.everybody = None
+        _process.worker = _process.server = _AFTER
         _process.schedulers = []
         _process.stopped = True
 
@@ -173,22 +185,22 @@ def push_pull(
 ) -> int:
     """Sends every push tensor to every server, and has the pull tensors, server-major, filled with their answers. Returns a
     handler for ``wait``. The push tensors may be changed at once; the pull tensors belong to the request until its end."""
-    return _process.as_worker().push_pull(push_tensors, push_keys, pull_tensors, pull_keys)
+    return _process.worker.push_pull(push_tensors, push_keys, pull_tensors, pull_keys)
 
 
 def wait(handler: int, timeout_ms: int = 10_000) -> None:
     """Waits until the pull tensors of a request are filled. ``Timeout`` leaves it under way."""
-    _process.as_worker().wait(handler, timeout_ms / 1e3)
+    _process.worker.wait(handler, timeout_ms / 1e3)
 
 
 def get_all_handlers(handler: int) -> list[int]:
     """The request's own handler, then one for each push and each pull."""
-    return _process.as_worker().handlers(handler)
+    return _process.worker.handlers(handler)
 
 
 def fetch_trace(handler: int) -> Trace:
     """Where a request's time went, at the server of a pull's handler, or at the one that was last to answer."""
-    stamps, copied_bytes = _process.as_worker().trace(handler)
+    stamps, copied_bytes = _process.worker.trace(handler)
     trace = Trace(stamps)
     trace.copied_bytes = copied_bytes
     return trace
@@ -199,31 +211,31 @@ def push_buffers(specs: Iterable[tuple[tuple[int, ...], Any]]) -> list[Any]:
     send them, all and in this order, they are not copied. stepmesh's own."""
     environment = _process.check()
     wrap = makers(environment.tensors)[2]
-    return [wrap(tensor) for tensor in _process.as_worker().push_buffers([(list(shape), dtype) for shape, dtype in specs])]
+    return [wrap(tensor) for tensor in _process.worker.push_buffers([(list(shape), dtype) for shape, dtype in specs])]
 
 
 def register_recv_buffer(tensor: Any, worker_ranks: Iterable[int], push_keys: Iterable[int]) -> None:
     """The i-th of ``len(worker_ranks)`` equal parts of ``tensor`` receives what ``worker_ranks[i]`` pushes under
     ``push_keys[i]``."""
-    _process.as_server().register_recv_buffer(tensor, list(worker_ranks), push_keys)
+    _process.server.register_recv_buffer(tensor, list(worker_ranks), push_keys)
 
 
 def get_batch(timeout_ms: float | None = None) -> list[tuple[int, list[Any], list[int]]]:
     """Waits until every worker has a request waiting; one entry for each, by rank: (handler, tensors, keys). A tensor
     is its key's until the next request under that key. Raises ``PeerLost`` once for a worker that is lost, and goes on with
     the others. Empty when all workers have stopped, or after ``timeout_ms``."""
-    batch = _process.as_server().get_batch(None if timeout_ms is None else timeout_ms / 1e3)
+    batch = _process.server.get_batch(None if timeout_ms is None else timeout_ms / 1e3)
     return [] if batch is None else batch
 
 
 def respond(tensors: Iterable[Any], handler: int, need_event: bool = False) -> None:
     """Answers a request: one tensor for each of its pulls."""
-    _process.as_server().respond(tensors, handler)
+    _process.server.respond(tensors, handler)
 
 
 def respond_vec(ret_buffer: Any, tensors_vec: Iterable[Any], handler_vec: Iterable[int]) -> None:
     """Answers each request i with the first ``tensors_vec[i].size(0)`` rows of ``ret_buffer``."""
-    _process.as_server().respond_vec(ret_buffer, tensors_vec, list(handler_vec))
+    _process.server.respond_vec(ret_buffer, tensors_vec, list(handler_vec))
 
 
 def reply_buffers(handler: int) -> list[Any]:
@@ -231,7 +243,7 @@ def reply_buffers(handler: int) -> list[Any]:
     own."""
     environment = _process.check()
     wrap = makers(environment.tensors)[2]
-    return [wrap(tensor) for tensor in _process.as_server().reply_buffers(handler)]
+    return [wrap(tensor) for tensor in _process.server.reply_buffers(handler)]
 
 
 def get_nanosecond() -> int:

@@ -7,6 +7,7 @@ use crate::member::{Arrival, Member, MemberOptions};
 use crate::reply::{Landing, Replies, Reply};
 use crate::tickets::{Ticket, TicketStatus, Tickets};
 use crate::{MeshError, MeshEvent, Role, TicketFailure};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -99,6 +100,15 @@ impl SendBuffer {
         // SAFETY: the slot is this buffer's alone: no transfer of it is under way (`acquire` checked), `filling` keeps a
         // second buffer from being made, and the slice borrows the buffer exclusively.
         unsafe { self.region.bytes_mut(start..start + bytes) }.unwrap_or_default()
+    }
+
+    /// Where a part lies, for what must outlive this buffer: the region keeps the memory in being, no more; who writes
+    /// there after the push changes what is under way.
+    pub fn part_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
+        let offset = self.layout.part_offset(Direction::A2F, part)?;
+        let spec = self.layout.parts(Direction::A2F).get(part)?;
+        let start = self.layout.slot_offset(Direction::A2F, self.slot) + offset;
+        Some((self.region.clone(), start..start + spec.row_bytes as usize * spec.max_rows as usize))
     }
 }
 

@@ -7,6 +7,7 @@ use crate::layout::{Direction, SlotLayout};
 use crate::link::{InUse, Link};
 use crate::member::{Arrival, Member, MemberOptions};
 use crate::{MeshError, MeshEvent, Role};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_proto::{Flags, Header, Part, Stamps, control::from_member};
@@ -95,6 +96,22 @@ impl Segment {
         // the slice borrows the segment exclusively.
         let output = unsafe { self.0.output.bytes_mut(start..start + bytes) }.unwrap_or_default();
         (input, output)
+    }
+
+    /// Where the bytes in use of a part lie, for what must outlive this segment: the region keeps the memory in being, no
+    /// more; after `respond` the attention instance may write there.
+    pub fn part_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
+        let used = self.parts().get(part)?;
+        let start = self.0.input_start + used.offset as usize;
+        Some((self.0.input.clone(), start..start + used.bytes() as usize))
+    }
+
+    /// Where a reply part goes, as long as the layout allows; as [`Segment::part_place`].
+    pub fn reply_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
+        let offset = self.0.layout.part_offset(Direction::F2A, part)?;
+        let spec = self.0.layout.parts(Direction::F2A).get(part)?;
+        let start = self.0.output_start + offset;
+        Some((self.0.output.clone(), start..start + spec.row_bytes as usize * spec.max_rows as usize))
     }
 
     /// Says which reply parts are in use. Offsets are filled in by the mesh.

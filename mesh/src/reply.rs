@@ -3,7 +3,7 @@
 use crate::layout::{Direction, SlotLayout};
 use crate::trace::Trace;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use stepmesh_proto::{Header, Part};
 use stepmesh_transport::Region;
@@ -79,6 +79,16 @@ impl Replies {
         // SAFETY: the reply has landed and the FFN instance may not write the slot before the next request on it, which
         // cannot be made while this value can be seen.
         unsafe { landing.region.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
+    }
+
+    /// Where the bytes in use of one part lie, for what must outlive this value: the region keeps the memory in being, no
+    /// more; after the next request on the microbatch the FFN instance may write there.
+    pub fn part_place(&self, rank: usize, part: usize) -> Option<(Region, Range<usize>)> {
+        let landing = self.landing(rank)?;
+        let used = landing.header.parts().get(part)?;
+        let start =
+            self.layout.headers_bytes() + self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
+        Some((landing.region.clone(), start..start + used.bytes() as usize))
     }
 
     /// The application's bytes of one FFN instance's reply.

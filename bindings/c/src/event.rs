@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_char;
+use stepmesh_embed::answer;
 use stepmesh_mesh::{MeshEvent, Peer, Role};
-use stepmesh_proto::control::{Failed, MemberStats, SequenceEvent, failed, from_member, sequence_event, to_member};
+use stepmesh_proto::control::{from_member, to_member};
 
 /// Events that are kept for the caller.
 const KEPT: usize = 1024;
@@ -110,21 +111,6 @@ impl Events {
         }
         self.0.push_back(event);
         None
-    }
-}
-
-fn answer(body: &to_member::Body) -> Option<from_member::Body> {
-    match body {
-        to_member::Body::StartSequence(start) => {
-            let message = "this attention instance is driven by another program and takes no prompts".to_owned();
-            let failed = Failed { kind: failed::Kind::Invalid.into(), message };
-            let body = Some(sequence_event::Body::Failed(failed));
-            Some(from_member::Body::SequenceEvent(SequenceEvent { sequence: start.sequence, body }))
-        }
-        to_member::Body::ReportStats(report) => {
-            Some(from_member::Body::Stats(MemberStats { request: report.request, ..MemberStats::default() }))
-        }
-        _ => None,
     }
 }
 

@@ -6,12 +6,12 @@ use crate::ffn::Ffn;
 use crate::members::{Member, insert};
 use crate::status::{Failure, StepmeshStatus, guard};
 use std::ffi::c_char;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use stepmesh_mesh::control::{ConnectOptions, GrpcControl, Token};
-use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError, PartSpec, SlotLayout};
+use std::time::Duration;
+use stepmesh_embed::Joining;
+use stepmesh_mesh::control::{ConnectOptions, Token};
+use stepmesh_mesh::{MemberOptions, PartSpec, SlotLayout};
 use stepmesh_proto::MAX_PARTS;
-use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider, open};
+use stepmesh_transport::{DeviceOptions, Provider};
 
 /// How tensors travel.
 #[repr(C)]
@@ -21,6 +21,8 @@ pub enum StepmeshTransport {
     Shm = 0,
     /// Any two hosts.
     Tcp = 1,
+    /// Hosts with RDMA; libibverbs is loaded when it is asked for.
+    Verbs = 2,
 }
 
 /// Room for one part of a transfer: at most max_rows * row_bytes bytes.
@@ -71,70 +73,53 @@ pub struct StepmeshOptions {
 }
 
 /// The options, checked.
-struct Plan {
-    member: MemberOptions,
-    connect: ConnectOptions,
-    provider: Provider,
-    device: DeviceOptions,
-}
-
-impl Plan {
-    /// # Safety
-    /// The crate's contract.
-    unsafe fn read(options: *const StepmeshOptions) -> Result<Self, Failure> {
-        // SAFETY: the crate's contract.
-        let given = unsafe { arguments::read(options, "options") }?;
-        // SAFETY: the crate's contract, for all four.
-        let [scheduler, token, name, workload] = unsafe {
-            [
-                arguments::text(given.scheduler, "scheduler")?,
-                arguments::text(given.token, "token")?,
-                arguments::text(given.name, "name")?,
-                arguments::text(given.workload, "workload")?,
-            ]
-        };
-        // SAFETY: the crate's contract.
-        let address = unsafe { arguments::text(given.address, "address") }?;
-        // SAFETY: the crate's contract.
-        let (request, reply) =
-            unsafe { (specs(given.request, given.request_parts)?, specs(given.reply, given.reply_parts)?) };
-        let provider = match given.transport {
-            transport if transport == StepmeshTransport::Shm as u32 => Provider::Shm,
-            transport if transport == StepmeshTransport::Tcp as u32 => Provider::Tcp,
-            other => return Err(Failure::invalid(format!("{other} is no transport"))),
-        };
-        let mut device = DeviceOptions::default();
-        if let Some(address) = address {
-            device.address =
-                address.parse().map_err(|_| Failure::invalid(format!("address `{address}` is no IP address")))?;
-        }
-        let microbatches = u16::try_from(given.microbatches)
-            .map_err(|_| Failure::invalid(format!("{} microbatches are too many", given.microbatches)))?;
-        let mut member =
-            MemberOptions::new(SlotLayout::new(microbatches, request, reply)?, workload.unwrap_or_default());
-        member.name = name.unwrap_or_else(|| "C".to_owned());
-        member.rank = given.rank_plus_one.checked_sub(1);
-        member.lanes = u8::try_from(given.lanes.max(1))
-            .map_err(|_| Failure::invalid(format!("{} lanes are too many", given.lanes)))?;
-        if given.memory_limit_bytes > 0 {
-            member.memory_limit_bytes = usize::try_from(given.memory_limit_bytes).unwrap_or(usize::MAX);
-        }
-        let timeout = if given.join_timeout_ms == 0 { 30_000 } else { given.join_timeout_ms };
-        let token = token.map(Token::new).transpose().map_err(|error| Failure::invalid(error.to_string()))?;
-        let connect = ConnectOptions::new(scheduler.ok_or_else(|| Failure::invalid("scheduler is null"))?)
-            .token(token)
-            .timeout(Duration::from_millis(timeout.into()));
-        Ok(Self { member, connect, provider, device })
+///
+/// # Safety
+/// The crate's contract.
+unsafe fn read(options: *const StepmeshOptions) -> Result<Joining, Failure> {
+    // SAFETY: the crate's contract.
+    let given = unsafe { arguments::read(options, "options") }?;
+    // SAFETY: the crate's contract, for all four.
+    let [scheduler, token, name, workload] = unsafe {
+        [
+            arguments::text(given.scheduler, "scheduler")?,
+            arguments::text(given.token, "token")?,
+            arguments::text(given.name, "name")?,
+            arguments::text(given.workload, "workload")?,
+        ]
+    };
+    // SAFETY: the crate's contract.
+    let address = unsafe { arguments::text(given.address, "address") }?;
+    // SAFETY: the crate's contract.
+    let (request, reply) =
+        unsafe { (specs(given.request, given.request_parts)?, specs(given.reply, given.reply_parts)?) };
+    let provider = match given.transport {
+        transport if transport == StepmeshTransport::Shm as u32 => Provider::Shm,
+        transport if transport == StepmeshTransport::Tcp as u32 => Provider::Tcp,
+        transport if transport == StepmeshTransport::Verbs as u32 => Provider::Verbs,
+        other => return Err(Failure::invalid(format!("{other} is no transport"))),
+    };
+    let mut device = DeviceOptions::default();
+    if let Some(address) = address {
+        device.address =
+            address.parse().map_err(|_| Failure::invalid(format!("address `{address}` is no IP address")))?;
     }
-
-    fn connect(self) -> Result<Joining, Failure> {
-        let device = open(self.provider, &self.device)?;
-        let endpoint = device.endpoint()?;
-        let waker = endpoint.waker();
-        let patience = self.connect.timeout;
-        let control = GrpcControl::connect(self.connect, Box::new(move || waker.wake()))?;
-        Ok(Joining { member: self.member, device, endpoint, control: Box::new(control), patience })
+    let microbatches = u16::try_from(given.microbatches)
+        .map_err(|_| Failure::invalid(format!("{} microbatches are too many", given.microbatches)))?;
+    let mut member = MemberOptions::new(SlotLayout::new(microbatches, request, reply)?, workload.unwrap_or_default());
+    member.name = name.unwrap_or_else(|| "C".to_owned());
+    member.rank = given.rank_plus_one.checked_sub(1);
+    member.lanes = u8::try_from(given.lanes.max(1))
+        .map_err(|_| Failure::invalid(format!("{} lanes are too many", given.lanes)))?;
+    if given.memory_limit_bytes > 0 {
+        member.memory_limit_bytes = usize::try_from(given.memory_limit_bytes).unwrap_or(usize::MAX);
     }
+    let timeout = if given.join_timeout_ms == 0 { 30_000 } else { given.join_timeout_ms };
+    let token = token.map(Token::new).transpose().map_err(|error| Failure::invalid(error.to_string()))?;
+    let connect = ConnectOptions::new(scheduler.ok_or_else(|| Failure::invalid("scheduler is null"))?)
+        .token(token)
+        .timeout(Duration::from_millis(timeout.into()));
+    Ok(Joining { member, connect, provider, device })
 }
 
 /// # Safety
@@ -145,44 +130,15 @@ unsafe fn specs(pointer: *const StepmeshPartSpec, count: usize) -> Result<Vec<Pa
     Ok(given.iter().map(|spec| PartSpec { row_bytes: spec.row_bytes, max_rows: spec.max_rows }).collect())
 }
 
-/// What a mesh is made of.
-struct Joining {
-    member: MemberOptions,
-    device: Arc<dyn Device>,
-    endpoint: Box<dyn Endpoint>,
-    control: Box<GrpcControl>,
-    patience: Duration,
-}
-
-/// Calls `poll`, which says whether the member has a rank, until it has one.
-fn admitted(patience: Duration, mut poll: impl FnMut(Instant) -> Result<bool, MeshError>) -> Result<(), Failure> {
-    let deadline = Instant::now() + patience;
-    while !poll(deadline)? {
-        if Instant::now() >= deadline {
-            return Err(MeshError::Timeout(patience).into());
-        }
-    }
-    Ok(())
-}
-
 /// Joins as an attention instance and returns when the scheduler has admitted this member. The links come up while
 /// calls are made: see stepmesh_wait_complete.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn stepmesh_join_attention(options: *const StepmeshOptions, handle: *mut u64) -> StepmeshStatus {
     guard(|| {
         // SAFETY: the crate's contract, for both.
-        let (out, plan) = unsafe { (arguments::out(handle, "handle")?, Plan::read(options)?) };
-        let Joining { member, device, endpoint, control, patience } = plan.connect()?;
-        let microbatches = member.layout.microbatches();
-        let mut mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
-        admitted(patience, |deadline| {
-            mesh.poll()?;
-            let admitted = mesh.rank().is_some();
-            if !admitted {
-                mesh.sleep(deadline)?;
-            }
-            Ok(admitted)
-        })?;
+        let (out, joining) = unsafe { (arguments::out(handle, "handle")?, read(options)?) };
+        let microbatches = joining.member.layout.microbatches();
+        let mesh = joining.attention(|| false)?;
         out.write(insert(mesh.waker(), Member::Attention(Attention::new(mesh, microbatches))));
         Ok(())
     })
@@ -193,17 +149,8 @@ pub unsafe extern "C" fn stepmesh_join_attention(options: *const StepmeshOptions
 pub unsafe extern "C" fn stepmesh_join_ffn(options: *const StepmeshOptions, handle: *mut u64) -> StepmeshStatus {
     guard(|| {
         // SAFETY: the crate's contract, for both.
-        let (out, plan) = unsafe { (arguments::out(handle, "handle")?, Plan::read(options)?) };
-        let Joining { member, device, endpoint, control, patience } = plan.connect()?;
-        let mut mesh = FfnMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
-        admitted(patience, |deadline| {
-            mesh.poll()?;
-            let admitted = mesh.rank().is_some();
-            if !admitted {
-                mesh.sleep(deadline)?;
-            }
-            Ok(admitted)
-        })?;
+        let (out, joining) = unsafe { (arguments::out(handle, "handle")?, read(options)?) };
+        let mesh = joining.ffn(|| false)?;
         out.write(insert(mesh.waker(), Member::Ffn(Ffn::new(mesh))));
         Ok(())
     })

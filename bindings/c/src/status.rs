@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use stepmesh_embed::JoinError;
 use stepmesh_mesh::control::ControlError;
 use stepmesh_mesh::{MeshError, TicketFailure};
 use stepmesh_transport::TransportError;
@@ -85,6 +86,17 @@ impl From<MeshError> for Failure {
 impl From<TransportError> for Failure {
     fn from(error: TransportError) -> Self {
         Self::new(StepmeshStatus::Transport, error.to_string())
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Transport(error) => error.into(),
+            JoinError::Control(error) => error.into(),
+            JoinError::Mesh(error) => error.into(),
+            error => Self::new(StepmeshStatus::Cancelled, error.to_string()),
+        }
     }
 }
 

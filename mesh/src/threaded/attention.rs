@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use stepmesh_proto::Header;
 use stepmesh_proto::control::from_member;
-use stepmesh_transport::Region;
+use stepmesh_transport::{Region, Waker};
 
 /// Every FFN instance is linked.
 const LINKED: u32 = u32::MAX;
@@ -247,6 +247,11 @@ impl AttentionEngine {
             completed => completed,
         };
         self.thread.wait_for(Instant::now() + timeout, completed)?.ok_or(MeshError::Timeout(timeout))?
+    }
+
+    /// Makes the current or next [`AttentionEngine::sleep`] return, from another thread.
+    pub fn waker(&self) -> Waker {
+        self.thread.waker()
     }
 
     /// Sleeps until a ticket or an event may be there; may return early.

@@ -9,6 +9,7 @@ use crate::{Batch, FfnMesh, MeshError, MeshEvent, PartArray, Policy};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use stepmesh_proto::control::from_member;
+use stepmesh_transport::Waker;
 
 /// Batches that may wait to be answered; more make `respond` wait for the progress thread.
 const COMMANDS: usize = 1024;
@@ -114,6 +115,11 @@ impl FfnEngine {
     pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
         let completed = || self.shared.standing.completed();
         self.thread.wait_for(Instant::now() + timeout, completed)?.ok_or(MeshError::Timeout(timeout))?
+    }
+
+    /// Makes the current or next [`FfnEngine::sleep`] return, from another thread.
+    pub fn waker(&self) -> Waker {
+        self.thread.waker()
     }
 
     /// Sleeps until an event may be there; may return early.

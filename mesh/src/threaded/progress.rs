@@ -8,7 +8,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use stepmesh_transport::{TransportError, Waker};
+use stepmesh_transport::{TransportError, Wake, Waker};
 
 /// How an engine's progress thread runs.
 #[derive(Clone, Debug)]
@@ -145,9 +145,22 @@ impl ProgressThread {
         }
     }
 
+    /// Wakes [`ProgressThread::park`].
+    pub(super) fn waker(&self) -> Waker {
+        Waker(Arc::new(Unpark(self.parker.unparker().clone())))
+    }
+
     /// Waits until the thread has something for this one, or has ended, at most so long.
     pub(super) fn park(&self, timeout: Duration) {
         self.parker.park_timeout(timeout);
+    }
+}
+
+struct Unpark(Unparker);
+
+impl Wake for Unpark {
+    fn wake(&self) {
+        self.0.unpark();
     }
 }
 

@@ -1,0 +1,578 @@
+//! The FFN side: `get_batch` hands out one request of every worker, in the order that each sent them; `respond` answers
+//! one.
+
+use super::worker::{keys, tensors};
+use super::{layout, now_ns, parts};
+use crate::attention::barrier_group;
+use crate::error::Failure;
+use crate::member::Ffn;
+use crate::options::Options;
+use crate::shared::{Shared, seconds};
+use crate::tensor::Tensor;
+use crate::view::{View, view};
+use crate::{dtype, ffn};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use stepmesh_embed::{Driven, Entry, List, Reply, Request, Stamp};
+use stepmesh_mesh::{Batch, MeshError, MeshEvent, Policy, Role, Segment};
+
+/// Shapes of one key whose tensors are kept.
+const SHAPES: usize = 8;
+/// How long `get_batch` waits before it says once more that all workers have stopped.
+const REST: Duration = Duration::from_millis(20);
+
+/// A request that waits.
+struct Incoming {
+    batch: Batch,
+    request: Request,
+    rank: usize,
+    received_ns: u64,
+}
+
+/// A request that was handed out.
+struct Handed {
+    batch: Batch,
+    pulls: Vec<Entry>,
+    stamp: Stamp,
+}
+
+/// A worker as the server knows it.
+#[derive(Default)]
+struct Peer {
+    queue: VecDeque<Incoming>,
+    /// The number of the request that comes next; none after a new link.
+    expected: Option<u64>,
+    stopped: bool,
+    /// It was lost: why, until that has been said, and then nothing until another takes its place.
+    lost: Option<Option<String>>,
+}
+
+impl Peer {
+    fn pop(&mut self) -> Option<Incoming> {
+        let incoming = self.queue.pop_front()?;
+        self.expected = Some(incoming.request.sequence + 1);
+        Some(incoming)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.queue.front().is_some_and(|front| self.expected.is_none_or(|expected| expected == front.request.sequence))
+    }
+}
+
+struct Inner {
+    ffn: Ffn,
+    peers: Vec<Peer>,
+    handed: HashMap<u64, Handed>,
+    next_handler: u64,
+    /// Bytes of the registered place of a worker's key.
+    registered: HashMap<(usize, u64), usize>,
+    table: Vec<u8>,
+}
+
+impl Inner {
+    /// Takes in a batch of the mesh's: a request for each segment.
+    fn receive(&mut self, mut batch: Batch) -> Result<(), MeshError> {
+        if batch.segments.len() == 1 {
+            return self.receive_one(batch);
+        }
+        for segment in batch.segments.drain(..) {
+            let one = Batch { microbatch: batch.microbatch, group: batch.group, segments: vec![segment] };
+            self.receive_one(one)?;
+        }
+        Ok(())
+    }
+
+    fn receive_one(&mut self, batch: Batch) -> Result<(), MeshError> {
+        let received_ns = now_ns();
+        let segment = &batch.segments[0];
+        let rank = segment.rank();
+        let stamp = Stamp { received_ns, process_ns: received_ns, respond_ns: received_ns, ..Stamp::default() };
+        let request = match Request::decode(segment.part(0), segment.part(1).len()) {
+            Ok(request) => request,
+            Err(error) => return self.answer(batch, stamp, Err(error.to_string()), 0),
+        };
+        if self.peers.len() <= rank {
+            self.peers.resize_with(rank + 1, Peer::default);
+        }
+        if request.stops {
+            self.peers[rank].stopped = true;
+            return self.answer(batch, stamp, Ok(Vec::new()), 0);
+        }
+        let peer = &mut self.peers[rank];
+        (peer.stopped, peer.lost) = (false, None);
+        let at = peer.queue.partition_point(|waiting| waiting.request.sequence < request.sequence);
+        peer.queue.insert(at, Incoming { batch, request, rank, received_ns });
+        Ok(())
+    }
+
+    /// Answers with tensors that lie in the reply slot, or with a reason.
+    fn answer(
+        &mut self,
+        mut batch: Batch,
+        stamp: Stamp,
+        result: Result<Vec<Entry>, String>,
+        tensor_bytes: usize,
+    ) -> Result<(), MeshError> {
+        let reply = Reply { stamp: Stamp { posted_ns: now_ns(), ..stamp }, result };
+        let segment = &mut batch.segments[0];
+        match reply.encode(&mut self.table) {
+            Ok(()) => {
+                segment.reply_mut(0)[..self.table.len()].copy_from_slice(&self.table);
+                segment.set_reply(&parts(self.table.len(), tensor_bytes))?;
+            }
+            Err(_) => segment.fail("too long a list"),
+        }
+        self.ffn.respond(batch)
+    }
+
+    fn take_in(&mut self, event: &MeshEvent) {
+        let (peer, lost) = match event {
+            MeshEvent::LinkDown { peer, reason } => (peer, Some(reason)),
+            MeshEvent::PeerLost { peer, reason } => (peer, Some(reason)),
+            MeshEvent::LinkUp(peer) => (peer, None),
+            _ => return,
+        };
+        if peer.role != Role::Attention {
+            return;
+        }
+        let rank = peer.rank as usize;
+        if self.peers.len() <= rank {
+            self.peers.resize_with(rank + 1, Peer::default);
+        }
+        let name = peer.to_string();
+        let peer = &mut self.peers[rank];
+        peer.expected = None;
+        match lost {
+            Some(reason) => {
+                // What of it was not handed out can be answered no more.
+                peer.queue.clear();
+                if !peer.stopped && peer.lost.is_none() {
+                    peer.lost = Some(Some(format!("lost {name}: {reason}")));
+                }
+            }
+            None => (peer.stopped, peer.lost) = (false, None),
+        }
+    }
+
+    /// Answers requests whose turn it is and that do not fit the place that is registered for them.
+    fn refuse_outgrown(&mut self) -> Result<(), MeshError> {
+        if self.registered.is_empty() {
+            return Ok(());
+        }
+        for rank in 0..self.peers.len() {
+            while self.peers[rank].is_ready()
+                && let Some(reason) = self.peers[rank].queue.front().and_then(|front| self.outgrown(front))
+                && let Some(incoming) = self.peers[rank].pop()
+            {
+                let at = incoming.received_ns;
+                let stamp = Stamp { received_ns: at, process_ns: at, respond_ns: at, ..Stamp::default() };
+                self.answer(incoming.batch, stamp, Err(reason), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn outgrown(&self, incoming: &Incoming) -> Option<String> {
+        incoming.request.pushes.iter().find_map(|push| {
+            let room = *self.registered.get(&(incoming.rank, push.key))?;
+            (push.bytes as usize > room).then(|| {
+                let (key, bytes) = (push.key, push.bytes);
+                format!("key {key}: {bytes} bytes were pushed into a registered buffer of {room}")
+            })
+        })
+    }
+
+    /// One request of each worker that is there; nothing while one is missing; an error once for each that was lost.
+    fn next(&mut self) -> Option<Result<Vec<Incoming>, Failure>> {
+        if let Some(lost) = self.peers.iter_mut().find_map(|peer| peer.lost.as_mut().and_then(Option::take)) {
+            return Some(Err(Failure::Lost(lost)));
+        }
+        if let Err(error) = self.refuse_outgrown() {
+            return Some(Err(error.into()));
+        }
+        let mut live = self.peers.iter().filter(|peer| peer.lost.is_none() && !(peer.stopped && peer.queue.is_empty()));
+        if !live.all(Peer::is_ready) {
+            return None;
+        }
+        Some(Ok(self.peers.iter_mut().filter_map(Peer::pop).collect()))
+    }
+}
+
+impl Driven for Inner {
+    fn poll(&mut self) -> Result<(), MeshError> {
+        self.ffn.poll()?;
+        while let Some(event) = self.ffn.news.next() {
+            self.take_in(&event);
+        }
+        while let Some(batch) = self.ffn.try_next_batch(Policy::Any) {
+            self.receive(batch)?;
+        }
+        Ok(())
+    }
+
+    fn settled(&mut self) -> u64 {
+        self.ffn.settled()
+    }
+
+    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        self.ffn.sleep(deadline)
+    }
+}
+
+/// A tensor that a key's pushes are copied to.
+struct Landing {
+    shape: Vec<u32>,
+    dtype: stepmesh_proto::Dtype,
+    tensor: Py<PyAny>,
+    view: View,
+}
+
+/// A worker's share of a buffer of the program's.
+struct Registered {
+    tensor: Py<PyAny>,
+    offset: usize,
+}
+
+/// An FFN instance as StepMesh knows it.
+#[pyclass(frozen, module = "stepmesh._native")]
+pub(crate) struct Server {
+    shared: Arc<Shared<Inner>>,
+    /// `new(dtype, shape)` makes a tensor; `part(tensor, offset, bytes, dtype, shape)` is a view of another one's bytes.
+    new: Py<PyAny>,
+    part: Py<PyAny>,
+    /// Makes a tensor of the program's kind of a slot's, for `in_place`.
+    wrap: Py<PyAny>,
+    in_place: bool,
+    landings: Mutex<HashMap<(usize, u64), VecDeque<Landing>>>,
+    registered: Mutex<HashMap<(usize, u64), Registered>>,
+}
+
+#[pymethods]
+impl Server {
+    #[new]
+    #[allow(clippy::too_many_arguments, reason = "one caller, fserver_lib")]
+    fn new(
+        py: Python<'_>,
+        options: Options,
+        slots: u16,
+        slot_bytes: usize,
+        new: Py<PyAny>,
+        part: Py<PyAny>,
+        wrap: Py<PyAny>,
+        in_place: bool,
+    ) -> PyResult<Self> {
+        let layout = layout(slots, slot_bytes)?;
+        let (mut ffn, waker) = ffn::join(py, options, Some(layout))?;
+        ffn.policy = Policy::Any;
+        let inner = Inner {
+            peers: (0..ffn.attention).map(|_| Peer::default()).collect(),
+            ffn,
+            handed: HashMap::new(),
+            next_handler: 1,
+            registered: HashMap::new(),
+            table: Vec::new(),
+        };
+        let shared = Shared::new(inner, waker);
+        let (landings, registered) = (Mutex::default(), Mutex::default());
+        Ok(Self { shared, new, part, wrap, in_place, landings, registered })
+    }
+
+    fn wait_complete(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let timeout = seconds(Some(timeout))?;
+        let complete = self.shared.wait(py, timeout, |inner| {
+            let lost = || inner.ffn.news.scheduler_lost();
+            inner.ffn.is_complete().then_some(Ok(())).or_else(|| Some(Err(lost()?.into())))
+        })?;
+        Ok(complete.ok_or_else(|| Failure::Timeout(format!("the deployment was not complete after {timeout:?}")))?)
+    }
+
+    /// The i-th equal share of `tensor` receives what worker `worker_ranks[i]` pushes under `push_keys[i]`.
+    fn register_recv_buffer(
+        &self,
+        py: Python<'_>,
+        tensor: &Bound<'_, PyAny>,
+        worker_ranks: Vec<usize>,
+        push_keys: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let whole = view(tensor, true, &|| "tensor".to_owned())?;
+        let push_keys = keys(push_keys, "push_keys")?;
+        let shares = worker_ranks.len();
+        if shares == 0 || shares != push_keys.len() {
+            let why = format!("push_keys: {} keys for {shares} worker ranks", push_keys.len());
+            return Err(Failure::Invalid(why).into());
+        }
+        if !whole.bytes.is_multiple_of(shares) {
+            let why = format!("tensor: {} bytes cannot be split into {shares} equal shares", whole.bytes);
+            return Err(Failure::Invalid(why).into());
+        }
+        let share = whole.bytes / shares;
+        let workers = self.shared.with(py, |inner| Ok(inner.peers.len()))?;
+        if let Some(rank) = worker_ranks.iter().find(|&&rank| rank >= workers) {
+            return Err(Failure::Invalid(format!("worker_ranks: {rank}, and there are {workers} workers")).into());
+        }
+        let places: Vec<_> = worker_ranks.into_iter().zip(push_keys).collect();
+        self.shared.with(py, |inner| {
+            inner.registered.extend(places.iter().map(|place| (*place, share)));
+            Ok(())
+        })?;
+        let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut landings = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, place) in places.into_iter().enumerate() {
+            landings.remove(&place);
+            registered.insert(place, Registered { tensor: tensor.clone().unbind(), offset: index * share });
+        }
+        Ok(())
+    }
+
+    /// One entry for every worker, by rank: (handler, tensors, keys). Empty when all have stopped. None after `timeout`.
+    #[pyo3(signature = (timeout))]
+    fn get_batch<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let batch = self.shared.wait(py, seconds(timeout)?, |inner| inner.next())?;
+        let Some(batch) = batch else { return Ok(None) };
+        if batch.is_empty() {
+            crate::process::detached(py, || std::thread::sleep(REST));
+        }
+        let mut entries = Vec::with_capacity(batch.len());
+        let mut batch = VecDeque::from(batch);
+        while let Some(incoming) = batch.pop_front() {
+            match self.hand_out(py, incoming) {
+                Ok(entry) => entries.push(entry),
+                Err((incoming, error)) => {
+                    // Nobody will ever see these requests: their senders are told.
+                    batch.push_front(incoming);
+                    self.shared.with(py, |inner| {
+                        for incoming in batch {
+                            let why = "the server could not take the tensors in".to_owned();
+                            inner.answer(incoming.batch, Stamp::default(), Err(why), 0)?;
+                        }
+                        Ok(())
+                    })?;
+                    return Err(error);
+                }
+            }
+        }
+        PyList::new(py, entries).map(Some)
+    }
+
+    /// One tensor for each pull of a request.
+    fn respond(&self, py: Python<'_>, given: &Bound<'_, PyAny>, handler: u64) -> PyResult<()> {
+        let views = tensors(given, false, "tensors")?;
+        let rows: Vec<_> = views.iter().map(|view| (view, view.bytes, view.shape().to_vec())).collect();
+        Ok(self.answer(py, &rows, handler)?)
+    }
+
+    /// To each handler the first rows of `ret_buffer`, as many as its tensor in `tensors_vec` has.
+    fn respond_vec(
+        &self,
+        py: Python<'_>,
+        ret_buffer: &Bound<'_, PyAny>,
+        tensors_vec: &Bound<'_, PyAny>,
+        handler_vec: Vec<u64>,
+    ) -> PyResult<()> {
+        let buffer = view(ret_buffer, false, &|| "ret_buffer".to_owned())?;
+        let Some((&most, row)) = buffer.shape().split_first() else {
+            return Err(Failure::Invalid("ret_buffer: a tensor with rows is wanted".to_owned()).into());
+        };
+        let mut rows = Vec::new();
+        for (index, tensor) in tensors_vec.try_iter()?.enumerate() {
+            let tensor = tensor?;
+            let tensor = if let Ok(list) = tensor.cast::<PyList>() { list.get_item(0)? } else { tensor };
+            let size = tensor.getattr("shape")?.get_item(0)?.extract::<usize>()?;
+            if size > most {
+                let why = format!("tensors_vec[{index}]: {size} rows, and ret_buffer has {most}");
+                return Err(Failure::Invalid(why).into());
+            }
+            rows.push(size);
+        }
+        if rows.len() != handler_vec.len() {
+            let why = format!("handler_vec: {} handlers for {} tensors", handler_vec.len(), rows.len());
+            return Err(Failure::Invalid(why).into());
+        }
+        let row_bytes = row.iter().product::<usize>() * buffer.dtype.bytes();
+        for (rows, handler) in rows.into_iter().zip(handler_vec) {
+            let shape = std::iter::once(rows).chain(row.iter().copied()).collect();
+            self.answer(py, &[(&buffer, rows * row_bytes, shape)], handler)?;
+        }
+        Ok(())
+    }
+
+    /// Tensors in a request's reply slot, one for each pull, to be filled and given to `respond`.
+    fn reply_buffers(&self, py: Python<'_>, handler: u64) -> PyResult<Vec<Tensor>> {
+        let (place, pulls) = self.shared.with(py, |inner| {
+            let handed = inner.handed.get(&handler).ok_or_else(|| unknown(handler))?;
+            Ok((handed.batch.segments[0].reply_place(1), handed.pulls.clone()))
+        })?;
+        let (region, place) = place.ok_or_else(|| unknown(handler))?;
+        let mut list = List::default();
+        let tensor = |mut pull: Entry| {
+            let start = place.start + list.place(&mut pull);
+            let shape = pull.shape().iter().map(|&size| size as usize).collect();
+            Tensor::new((region.clone(), start..start + pull.bytes as usize), pull.dtype, Some(shape), false)
+        };
+        Ok(pulls.into_iter().map(tensor).collect::<Result<_, _>>()?)
+    }
+
+    fn barrier(&self, py: Python<'_>, name: &str, group: &str, timeout: f64) -> PyResult<()> {
+        let (timeout, group) = (seconds(Some(timeout))?, barrier_group(group)?);
+        let barrier = self.shared.with(py, |inner| {
+            let (barrier, message) = inner.ffn.news.enter(name, group);
+            inner.ffn.send_control(message)?;
+            Ok(barrier)
+        })?;
+        let met = self.shared.wait(py, timeout, |inner| inner.ffn.news.released(&barrier))?;
+        Ok(met.ok_or_else(|| Failure::Timeout(format!("barrier `{name}`: somebody is missing after {timeout:?}")))?)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        self.shared.close(py);
+    }
+}
+
+fn unknown(handler: u64) -> Failure {
+    Failure::Unknown(format!("handler: {handler} is unknown, or was answered already"))
+}
+
+impl Server {
+    /// Gives a request to the program.
+    fn hand_out<'py>(&self, py: Python<'py>, incoming: Incoming) -> Result<Bound<'py, PyTuple>, (Incoming, PyErr)> {
+        let segment = &incoming.batch.segments[0];
+        let mut copied_bytes = 0;
+        let (mut tensors, mut keys) = (Vec::new(), Vec::new());
+        for push in &incoming.request.pushes {
+            match self.tensor(py, segment, incoming.rank, push) {
+                Ok((tensor, copied)) => {
+                    tensors.push(tensor);
+                    copied_bytes += copied;
+                    keys.push(push.key);
+                }
+                Err(error) => return Err((incoming, error)),
+            }
+        }
+        let Incoming { batch, request, received_ns, .. } = incoming;
+        let servers = usize::from(request.servers.max(1));
+        let handed = self.shared.with(py, move |inner| {
+            let share = request.pulls.len() / servers;
+            let first = share * inner.ffn.rank as usize;
+            let pulls = request.pulls.get(first..first + share).unwrap_or_default().to_vec();
+            let handler = inner.next_handler;
+            inner.next_handler += 1;
+            let stamp = Stamp { received_ns, process_ns: now_ns(), copied_bytes, ..Stamp::default() };
+            inner.handed.insert(handler, Handed { batch, pulls, stamp });
+            Ok(handler)
+        });
+        let entry = handed.map_err(PyErr::from).and_then(|handler| {
+            let parts = (handler, PyList::new(py, tensors)?, PyList::new(py, keys)?);
+            parts.into_pyobject(py)
+        });
+        entry.map_err(|error| {
+            // Its batch is with the mesh, or gone with it.
+            let none = Batch { microbatch: 0, group: 0, segments: Vec::new() };
+            (Incoming { batch: none, request: Request::default(), rank: 0, received_ns: 0 }, error)
+        })
+    }
+
+    /// What was pushed, as a tensor of the program's kind, and the bytes that this took to be copied.
+    fn tensor(&self, py: Python<'_>, segment: &Segment, rank: usize, push: &Entry) -> PyResult<(Py<PyAny>, u64)> {
+        let place = (rank, push.key);
+        let name = dtype::name(push.dtype);
+        let shape = || PyTuple::new(py, push.shape());
+        if self.in_place && !self.is_registered(&place) {
+            let (region, part) = segment.part_place(1).ok_or_else(|| Failure::Invalid("no tensors came".into()))?;
+            let start = part.start + push.offset as usize;
+            let sizes = push.shape().iter().map(|&size| size as usize).collect();
+            let tensor = Tensor::new((region, start..start + push.bytes as usize), push.dtype, Some(sizes), false)?;
+            return Ok((self.wrap.call1(py, (tensor,))?, 0));
+        }
+        let mut landings = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = landings.entry(place).or_default();
+        let found = known.iter().position(|landing| landing.dtype == push.dtype && landing.shape == push.shape());
+        let index = match found {
+            Some(index) => index,
+            None => {
+                let registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+                let tensor = match registered.get(&place) {
+                    Some(Registered { tensor, offset }) => {
+                        self.part.call1(py, (tensor, *offset, push.bytes, name, shape()?))?
+                    }
+                    None => self.new.call1(py, (name, shape()?))?,
+                };
+                let view = view(tensor.bind(py), true, &|| "tensor".to_owned())?;
+                if view.bytes != push.bytes as usize {
+                    return Err(Failure::Invalid("a tensor of another size was made".to_owned()).into());
+                }
+                if known.len() == SHAPES {
+                    known.pop_front();
+                }
+                known.push_back(Landing { shape: push.shape().to_vec(), dtype: push.dtype, tensor, view });
+                known.len() - 1
+            }
+        };
+        let landing = &known[index];
+        let from = &segment.part(1)[push.offset as usize..][..push.bytes as usize];
+        if !from.is_empty() {
+            // SAFETY: the view is held, writable and of this many bytes, and no slot.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), landing.view.address as *mut u8, from.len()) };
+        }
+        Ok((landing.tensor.clone_ref(py), u64::from(push.bytes)))
+    }
+
+    fn is_registered(&self, place: &(usize, u64)) -> bool {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner).contains_key(place)
+    }
+
+    /// Answers with these tensors: their bytes, as many as are wanted, and the shape to say.
+    fn answer(&self, py: Python<'_>, given: &[(&View, usize, Vec<usize>)], handler: u64) -> Result<(), Failure> {
+        let respond_ns = now_ns();
+        self.shared.with(py, |inner| {
+            let handed = inner.handed.get(&handler).ok_or_else(|| unknown(handler))?;
+            if handed.pulls.len() != given.len() {
+                return Err(Failure::Invalid(format!(
+                    "tensors: {} for {} pulls of handler {handler}",
+                    given.len(),
+                    handed.pulls.len()
+                )));
+            }
+            for (index, (pull, (view, bytes, _))) in handed.pulls.iter().zip(given).enumerate() {
+                if view.dtype != pull.dtype {
+                    return Err(Failure::Type(format!(
+                        "tensors[{index}]: {} for key {}, whose pull tensor is {}",
+                        dtype::name(view.dtype),
+                        pull.key,
+                        dtype::name(pull.dtype)
+                    )));
+                }
+                if *bytes > pull.bytes as usize {
+                    return Err(Failure::Invalid(format!(
+                        "tensors[{index}]: {bytes} bytes for key {}, whose pull tensor has {}",
+                        pull.key, pull.bytes
+                    )));
+                }
+            }
+            let Some(Handed { mut batch, pulls, mut stamp }) = inner.handed.remove(&handler) else {
+                return Err(unknown(handler));
+            };
+            let mut list = List::default();
+            let mut entries = Vec::with_capacity(pulls.len());
+            let room = batch.segments[0].reply_mut(1);
+            for (mut pull, (view, bytes, shape)) in pulls.into_iter().zip(given) {
+                let offset = list.place(&mut pull);
+                let to = &mut room[offset..][..*bytes];
+                if to.as_ptr() as usize != view.address && !to.is_empty() {
+                    // SAFETY: both are valid for the bytes; they may overlap only where the program answers out of
+                    // another place of the slot, which `copy` allows.
+                    unsafe { std::ptr::copy(view.address as *const u8, to.as_mut_ptr(), *bytes) };
+                    stamp.copied_bytes += *bytes as u64;
+                }
+                let entry = Entry::new(pull.key, pull.dtype, shape);
+                let mut entry = entry.ok_or_else(|| Failure::Invalid("tensors: too large".to_owned()))?;
+                entry.offset = offset as u32;
+                entries.push(entry);
+            }
+            stamp.respond_ns = respond_ns;
+            Ok(inner.answer(batch, stamp, Ok(entries), list.bytes())?)
+        })
+    }
+}

@@ -94,6 +94,8 @@ typedef enum {
   STEPMESH_TRANSPORT_SHM = 0,
   // Any two hosts.
   STEPMESH_TRANSPORT_TCP = 1,
+  // Hosts with RDMA; libibverbs is loaded when it is asked for.
+  STEPMESH_TRANSPORT_VERBS = 2,
 } StepmeshTransport;
 
 // When a batch is released.

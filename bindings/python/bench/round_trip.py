@@ -37,8 +37,8 @@ def pinned():
     """This thread alone on its CPU, before all others if `--realtime` says so; those of the libraries stay as they are."""
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {int(os.environ["ROUND_TRIP_CPU"])})
-    if os.environ.get("ROUND_TRIP_REALTIME"):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+    if priority := os.environ.get("ROUND_TRIP_REALTIME"):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(int(priority)))
     try:
         yield
     finally:
@@ -204,7 +204,7 @@ def nixl(side: str, sizes: tuple[int, int], rounds: int, folder: str) -> None:
                 send()
         # The other side still has to take the last one.
         time.sleep(0.5)
-        return
+        os._exit(0)
 
     def cycle(_round: int) -> None:
         send()
@@ -213,7 +213,8 @@ def nixl(side: str, sizes: tuple[int, int], rounds: int, folder: str) -> None:
     cycle(0)
     assert landed[:8].tobytes() == b"stepmesh"
     timed(rounds, cycle)
-    agent.release_xfer_handle(transfer)
+    # Its libraries do not always survive the interpreter's end.
+    os._exit(0)
 
 
 # ---- the parent ----
@@ -271,10 +272,10 @@ def main() -> None:
     parser.add_argument("--systems", action="append", help="only native and these")
     for hidden in ("--side", "--system", "--sizes", "--where"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--realtime", action="store_true", help="SCHED_FIFO for both sides while the clock runs")
+    parser.add_argument("--realtime", metavar="PRIORITY", help="SCHED_FIFO for both sides while the clock runs")
     given = parser.parse_args()
     if given.realtime:
-        os.environ["ROUND_TRIP_REALTIME"] = "1"
+        os.environ["ROUND_TRIP_REALTIME"] = given.realtime
     if given.side:
         sizes, rounds = SIZES[given.sizes], given.rounds
         match given.system:

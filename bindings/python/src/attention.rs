@@ -164,7 +164,7 @@ impl Reply {
     /// What one FFN instance's reply has.
     #[pyo3(signature = (rank=0))]
     fn parts<'py>(&self, py: Python<'py>, rank: usize) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, self.rank(rank)?.parts.iter().map(|(part, _)| Part(*part)).collect::<Vec<_>>())
+        PyList::new(py, self.rank(rank)?.parts.iter().map(|(part, _)| Part::of(part)).collect::<Vec<_>>())
     }
 
     /// A part of one FFN instance's reply, `[rows, elements of a row]`.

@@ -126,7 +126,7 @@ impl Segment {
     /// The parts that were sent.
     #[getter]
     fn parts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let parts = self.with(|segment| Ok(segment.parts().iter().map(|part| Part(*part)).collect::<Vec<_>>()))?;
+        let parts = self.with(|segment| Ok(segment.parts().iter().map(Part::of).collect::<Vec<_>>()))?;
         PyList::new(py, parts)
     }
 

@@ -10,6 +10,13 @@ use stepmesh_proto::{Dtype, MAX_PARTS, Part as MeshPart};
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Part(pub(crate) MeshPart);
 
+impl Part {
+    /// As it travelled; where it lies in the slot is the mesh's business.
+    pub(crate) fn of(part: &MeshPart) -> Self {
+        Self(MeshPart { offset: 0, ..*part })
+    }
+}
+
 #[pymethods]
 impl Part {
     #[new]

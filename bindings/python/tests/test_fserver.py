@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+TRANSPORTS = os.environ.get("STEPMESH_TEST_TRANSPORTS", "shm,tcp").split(",")
 SHAPES = [(1, 1), (2, 2), (4, 2), (8, 8), (40, 1)]
 
 # Every server answers each request with its tensors, as they are or summed over the workers.
@@ -35,7 +38,7 @@ print("echoed")
 
 
 @pytest.mark.parametrize("workers, servers", SHAPES)
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_echo_comes_back_from_every_server(deploy, run, transport, workers, servers):
     many = workers * servers > 16
     deployment = deploy(workers, servers, transport, ROUNDS=5 if many else 50, STEPMESH_SLOT_BYTES=65536, STEPMESH_SLOTS=1)
@@ -43,7 +46,7 @@ def test_an_echo_comes_back_from_every_server(deploy, run, transport, workers, s
     assert sum("echoed" in out for out in printed.values()) == workers
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_sum_over_the_workers_goes_to_each_of_them(deploy, run, transport):
     server = """
     f.init()
@@ -105,7 +108,7 @@ def test_several_tensors_of_several_kinds_in_several_microbatches(deploy, run):
     run(deploy(1, 1), worker, server)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_more_requests_than_slots_may_be_under_way(deploy, run, transport):
     server = """
     f.init()
@@ -128,7 +131,7 @@ def test_more_requests_than_slots_may_be_under_way(deploy, run, transport):
     run(deploy(1, 1, transport, STEPMESH_SLOTS=2), worker, server)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_registered_buffers_receive_each_worker_in_its_share(deploy, run, transport):
     server = """
     f.init()
@@ -247,7 +250,7 @@ def test_get_batch_is_empty_when_all_workers_have_stopped(deploy, run):
     run(deploy(2, 1), worker, server)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_random_shapes_and_types_arrive_as_they_were_sent(deploy, run, transport):
     server = """
     f.init()
@@ -280,7 +283,5 @@ def test_random_shapes_and_types_arrive_as_they_were_sent(deploy, run, transport
             assert zlib.crc32(array(push).tobytes()) == checksum
     f.stop()
     """
-    import os
-
     rounds = int(os.environ.get("STEPMESH_TEST_ROUNDS", "10000"))
     run(deploy(1, 1, transport, ROUNDS=rounds, STEPMESH_SPIN_US=20), worker, server)

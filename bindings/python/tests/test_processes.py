@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -265,6 +266,4 @@ def test_memory_stays_as_it_is_over_many_calls(deploy, run):
     assert resident() - before < 2 << 20, (before, resident())
     f.stop()
     """
-    import os
-
     run(deploy(1, 1, STEPMESH_SPIN_US=50, ROUNDS=os.environ.get("STEPMESH_TEST_CALLS", "100000")), worker, server, 600)

@@ -26,6 +26,11 @@ impl Timing {
             mean_us: self.mean_us + other.mean_us,
         }
     }
+
+    /// One way of a round trip that takes this.
+    pub(crate) fn halved(self) -> Self {
+        Self { p50_us: self.p50_us / 2.0, p99_us: self.p99_us / 2.0, mean_us: self.mean_us / 2.0 }
+    }
 }
 
 /// The tail of a distribution.

@@ -1,6 +1,7 @@
 //! Members of both sides, joined by a scheduler within the process.
 
 use crate::BenchError;
+use crate::transport::own;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{LocalControl, LocalScheduler};
@@ -26,19 +27,19 @@ impl Deployment {
     ) -> Result<Self, BenchError> {
         let scheduler = LocalScheduler::new(SchedulerOptions::new(attention, ffn))?;
         type Parts = (MemberOptions, Arc<dyn Device>, Box<dyn Endpoint>, Box<LocalControl>);
-        let parts = || -> Result<Parts, BenchError> {
-            let device = stepmesh_transport::open(provider, device_options)?;
+        let parts = |end| -> Result<Parts, BenchError> {
+            let device = stepmesh_transport::open(provider, &own(provider, device_options, end))?;
             let endpoint = device.endpoint()?;
             let control = Box::new(scheduler.session(endpoint.waker()));
             Ok((MemberOptions::new(layout.clone(), "bench"), device, endpoint, control))
         };
         let attention = (0..attention).map(|_| {
-            let (options, device, endpoint, control) = parts()?;
+            let (options, device, endpoint, control) = parts(0)?;
             Ok(AttentionMesh::with_endpoint(options, device, endpoint, control, Clock::system())?)
         });
         let attention = attention.collect::<Result<_, BenchError>>()?;
         let ffn = (0..ffn).map(|_| {
-            let (options, device, endpoint, control) = parts()?;
+            let (options, device, endpoint, control) = parts(1)?;
             Ok(FfnMesh::with_endpoint(options, device, endpoint, control, Clock::system())?)
         });
         let mut deployment = Self { attention, ffn: ffn.collect::<Result<_, BenchError>>()? };

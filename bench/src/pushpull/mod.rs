@@ -9,6 +9,7 @@ mod ends;
 mod ffn;
 mod payload;
 mod play;
+mod rounds;
 mod row;
 mod turns;
 
@@ -58,6 +59,8 @@ pub struct Options {
     pub ffn: u32,
     /// Tokens of each transfer.
     pub batches: Vec<u32>,
+    /// Bytes of one tensor there and of one back, besides.
+    pub plain: Vec<[u32; 2]>,
     /// Where tensors are produced.
     pub modes: Vec<Mode>,
     /// Who drives the members.
@@ -82,6 +85,7 @@ impl Options {
             attention: 1,
             ffn: 1,
             batches: BATCHES.to_vec(),
+            plain: Vec::new(),
             modes: vec![Mode::InPlace, Mode::Copy],
             engines: vec![Engine::Caller],
             microbatches: 1,
@@ -100,10 +104,20 @@ impl Options {
     fn attempts(&self) -> usize {
         if self.quick { 1 } else { 3 }
     }
+
+    /// Rounds in which ours and another program take turns.
+    fn rounds(&self) -> usize {
+        if self.quick { 1 } else { 5 }
+    }
+
+    fn payloads(&self) -> Vec<Payload> {
+        let plain = self.plain.iter().copied().map(Payload::plain);
+        self.batches.iter().copied().map(Payload::new).chain(plain).collect()
+    }
 }
 
 /// One row to be taken.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Plan {
     engine: Engine,
     mode: Mode,
@@ -116,25 +130,23 @@ struct Plan {
 /// When the provider cannot be opened on this machine, when the members do not find each other, when a link ends
 /// meanwhile, when what was sent does not arrive, or when `progress` says to stop.
 pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Row>) -> Result<(), BenchError> {
-    let mut number = 0;
-    let of = options.engines.len() * options.modes.len() * options.batches.len();
+    let mut plans = Vec::new();
     for &engine in &options.engines {
-        for &batch in &options.batches {
-            let payload = Payload::new(batch);
-            for &mode in &options.modes {
-                let plan = Plan { engine, mode, payload };
-                let row = steadiest(
-                    options.attempts(),
-                    |row: &Row| row.drift,
-                    |attempt| {
-                        tell(progress, Progress::Taking { number, of, attempt })?;
-                        row::take(options, &plan, attempt)
-                    },
-                )?;
-                keep(report, progress, row)?;
-                number += 1;
-            }
+        for payload in options.payloads() {
+            plans.extend(options.modes.iter().map(|&mode| Plan { engine, mode, payload: payload.clone() }));
         }
+    }
+    let of = plans.len();
+    for (number, plan) in plans.iter().enumerate() {
+        let mut take = |attempt| {
+            tell(progress, Progress::Taking { number, of, attempt })?;
+            match options.provider {
+                Provider::Verbs => rounds::take(options, plan, attempt),
+                _ => row::take(options, plan, attempt),
+            }
+        };
+        let row = steadiest(options.attempts(), |row: &Row| row.drift, &mut take)?;
+        keep(report, progress, row)?;
     }
     report.machine.look_again();
     Ok(())

@@ -1,4 +1,5 @@
-//! The paper's transfers: FP8 hidden states with their scales and their experts there, BF16 partial sums back.
+//! What is sent: the paper's transfers (FP8 hidden states with their scales and their experts there, BF16 partial sums
+//! back), or one tensor of plain bytes each way.
 
 use crate::BenchError;
 use crate::transfer::{HIDDEN, TOP_K};
@@ -11,27 +12,34 @@ const SCALED: usize = 128;
 /// Slots of each direction: the pipeline's three microbatches.
 pub(super) const SLOTS: u16 = 3;
 
-/// A transfer of so many tokens.
-#[derive(Clone, Copy, Debug)]
+/// One transfer there and one back.
+#[derive(Clone, Debug)]
 pub(super) struct Payload {
     pub(super) batch: u32,
-    request: [Part; 4],
-    reply: [Part; 1],
+    request: Vec<Part>,
+    reply: Vec<Part>,
 }
 
 impl Payload {
+    /// Of one row of so many bytes there and back.
+    pub(super) fn plain([a2f_bytes, f2a_bytes]: [u32; 2]) -> Self {
+        let part = |key, row_bytes| vec![Part { key, dtype: Dtype::Bytes, rows: 1, row_bytes, offset: 0 }];
+        Self { batch: 1, request: part(0, a2f_bytes), reply: part(1, f2a_bytes) }
+    }
+
+    /// The paper's, of so many tokens.
     pub(super) fn new(batch: u32) -> Self {
         let part = |key, dtype: Dtype, elements: usize| {
             let row_bytes = (elements * dtype.bytes()) as u32;
             Part { key, dtype, rows: batch, row_bytes, offset: 0 }
         };
-        let request = [
+        let request = vec![
             part(0, Dtype::Fp8E4M3, HIDDEN),
             part(1, Dtype::F32, HIDDEN / SCALED),
             part(2, Dtype::U16, TOP_K as usize),
             part(3, Dtype::F32, TOP_K as usize),
         ];
-        Self { batch, request, reply: [part(4, Dtype::Bf16, HIDDEN)] }
+        Self { batch, request, reply: vec![part(4, Dtype::Bf16, HIDDEN)] }
     }
 
     pub(super) fn request(&self) -> &[Part] {

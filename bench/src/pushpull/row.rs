@@ -7,9 +7,10 @@ use super::payload::SLOTS;
 use super::play::{Phases, Played, Player};
 use super::{Engine, Options, Plan};
 use crate::cpus::{allowed, thread_seconds};
+use crate::floor::{self, Perftest};
 use crate::timing::{Times, Timing};
-use crate::transport::Mode;
-use crate::{BenchError, Drift, floor};
+use crate::transport::{Mode, own};
+use crate::{BenchError, Drift};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -72,6 +73,9 @@ pub struct Row {
     /// Ours / floor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// Where ours and the floor took turns: the medians of both, round by round; the row is of the middle round.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rounds_us: Vec<[f64; 2]>,
     /// What the floor did meanwhile.
     pub drift: Drift,
     /// What the CPUs did for it.
@@ -158,6 +162,7 @@ pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row
         rounds: played.measured.singles.count(),
         phases: medians_of(&played.phases, &responses),
         ratio: floor.as_ref().map(|floor| p50_us / floor.p50_us),
+        rounds_us: Vec::new(),
         floor,
         drift: Drift::new(medians[0], medians[1], attempt),
         cpu,
@@ -219,7 +224,17 @@ fn bare(options: &Options, plan: &Plan) -> Result<Option<(&'static str, Timing)>
             ("one_copy_each_way", timing)
         }
         (Provider::Tcp, _) => ("socket_echo", floor::exchange(cpus, bytes, budget)?),
-        (Provider::Verbs | Provider::Mem, _) => return Ok(None),
+        (Provider::Verbs, _) => {
+            let device = |end| own(Provider::Verbs, &options.device, end).verbs.devices.into_iter().next();
+            let devices = [0, 1].map(|end| device(end).unwrap_or_default());
+            let perftest = Perftest::new(&devices, cpus)?;
+            // As many as take about as long as ours, over a fabric of 10 µs or more.
+            let count = (budget.as_micros() / 100).clamp(100, 10_000) as u64;
+            let [there, back] = bytes.map(|bytes| perftest.round_trips("ib_write_lat", bytes, count));
+            // Half of each: one way there, one way back.
+            ("ib_write_lat", there?.halved().plus(back?.halved()))
+        }
+        (Provider::Mem, _) => return Ok(None),
     }))
 }
 

@@ -17,7 +17,7 @@ mod turns;
 
 pub use report::{Floor, Line, Mode, Operation, Row};
 
-pub(crate) use pair::{End, window};
+pub(crate) use pair::{End, own, window};
 
 use crate::compare::{Comparison, ROUNDS, Ucx, UcxTest};
 use crate::drift::steadiest;

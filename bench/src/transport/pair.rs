@@ -148,7 +148,7 @@ impl Pair {
 }
 
 /// The options of one end. Where nothing says otherwise, the two ends of RDMA are the first two devices.
-fn own(provider: Provider, options: &DeviceOptions, end: usize) -> DeviceOptions {
+pub(crate) fn own(provider: Provider, options: &DeviceOptions, end: usize) -> DeviceOptions {
     let mut options = options.clone();
     if provider == Provider::Verbs && options.verbs.devices.is_empty() {
         let names = verbs::device_names().unwrap_or_default();

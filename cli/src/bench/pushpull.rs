@@ -2,6 +2,7 @@
 
 use super::common::{Common, Session};
 use super::screen::Screen;
+use super::sizes::Ways;
 use crate::error::CliError;
 use crate::settings::Transport;
 use clap::ValueEnum;
@@ -25,6 +26,9 @@ pub(crate) struct PushPullArguments {
     /// Tokens of a transfer [default: 1,8,32,128,256,512]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', num_args = 1)]
     batch: Vec<NonZeroU32>,
+    /// One tensor of so many bytes there and one back, instead of the paper's transfers
+    #[arg(long, value_name = "A2F:F2A", value_delimiter = ',', num_args = 1)]
+    bytes: Vec<Ways>,
     /// Where tensors are produced: in the slot that is sent, or elsewhere and copied into it
     #[arg(long, default_value = "both")]
     mode: Modes,
@@ -77,6 +81,12 @@ pub(crate) fn run(arguments: &PushPullArguments) -> Result<(), CliError> {
     options.ffn_time = Duration::from_micros(arguments.ffn_us);
     if !arguments.batch.is_empty() {
         options.batches = arguments.batch.iter().map(|batch| batch.get()).collect();
+    }
+    if !arguments.bytes.is_empty() {
+        options.plain = arguments.bytes.iter().map(|ways| ways.0).collect();
+        if arguments.batch.is_empty() {
+            options.batches.clear();
+        }
     }
     match arguments.mode {
         Modes::Both => {}

@@ -1,4 +1,4 @@
-//! Numbers of bytes as people write them: `8`, `7KiB`, `1.75MiB`.
+//! Numbers of bytes as people write them: `8`, `7KiB`, `1.75MiB`; and both ways of a round, `7168:14336`.
 
 use std::str::FromStr;
 
@@ -29,9 +29,31 @@ impl FromStr for Size {
     }
 }
 
+/// Bytes there and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ways(pub(crate) [u32; 2]);
+
+impl FromStr for Ways {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (there, back) = text.split_once(':').ok_or("bytes there and back, as in `7168:14336`")?;
+        let bytes = |text: &str| text.parse::<Size>().map(|Size(bytes)| bytes as u32);
+        Ok(Self([bytes(there)?, bytes(back)?]))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Size;
+    use super::{Size, Ways};
+
+    #[test]
+    fn both_ways_have_their_sizes() {
+        assert_eq!("7KiB:14336".parse(), Ok(Ways([7168, 14336])));
+        for wrong in ["", "8", ":", "8:", ":8", "8:0", "1:2:3"] {
+            assert!(wrong.parse::<Ways>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_units_and_limits() {

@@ -3,10 +3,13 @@
 //!
 //! Attention and FFN are two threads with members of their own over a real provider, pinned to two CPUs. A stage sleeps
 //! most of its time and spins the rest; the wire holds arrivals back from when they were posted on, so that it runs while
-//! either side computes.
+//! either side computes. By the virtual clock the same executors run over the simulated network, and software takes no time:
+//! what is left is what the schedule makes of the stages.
 
 mod row;
 mod stages;
+mod threads;
+mod turns;
 mod wire;
 mod world;
 
@@ -27,8 +30,10 @@ pub const STAGE: Duration = Duration::from_micros(272);
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Over which provider.
+    /// Over which provider; `mem` by the virtual clock.
     pub provider: Provider,
+    /// What the time is taken by.
+    pub clock: Clock,
     /// The points, all with as many layers.
     pub points: Vec<Stages>,
     /// How often each is run; the median counts.
@@ -56,7 +61,12 @@ impl Options {
         points.extend([(200, 272), (272, 200)].map(|(attention, ffn)| point(attention, ffn, 272, 3)));
         points.extend([0, 136, 408, 544].map(|wire| point(272, 272, wire, 3)));
         points.extend([0, 272].map(|wire| point(272, 272, wire, 2)));
-        Self { provider, points, runs: 5, tokens: 8, cpus, device: DeviceOptions::default() }
+        Self { provider, clock: Clock::Wall, points, runs: 5, tokens: 8, cpus, device: DeviceOptions::default() }
+    }
+
+    /// By the virtual clock: always the same, so once is enough, and nothing of it is this machine's.
+    pub fn by_virtual_clock(&mut self) {
+        (self.provider, self.clock, self.runs, self.tokens) = (Provider::Mem, Clock::Virtual, 1, 64);
     }
 
     /// A short look, to see that everything works.
@@ -92,6 +102,9 @@ pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Ro
 /// What the software takes by itself, from stages and a wire that take no time: of one microbatch a layer's round, of
 /// several what the busier side does for each.
 fn overhead(options: &Options, microbatches: u16) -> Result<Overhead, BenchError> {
+    if options.clock == Clock::Virtual {
+        return Ok(Overhead { per_round: Duration::ZERO, per_microbatch: Duration::ZERO });
+    }
     let layer = |microbatches: u16| {
         let nothing = Stages {
             attention: Duration::ZERO,

@@ -14,6 +14,8 @@ use stepmesh_pipeline::{Bound, Overhead, Stages};
 pub enum Clock {
     /// The machine's.
     Wall,
+    /// A simulation's.
+    Virtual,
 }
 
 /// Shares of the time in which a side did not compute.
@@ -75,7 +77,7 @@ pub(super) fn take(
     let (tpot_us, ideal_us) = (us(median.token), us(stages.ideal()));
     let [attention, ffn] = median.stalled;
     Ok(Row {
-        clock: Clock::Wall,
+        clock: options.clock,
         provider: options.provider.name(),
         attention_us: us(stages.attention),
         ffn_us: us(stages.ffn),

@@ -1,9 +1,11 @@
-//! Stages that compute nothing and take a given time: what they would send has one row and is of no value.
+//! Stages that compute nothing and take a given time, the machine's or a virtual one: what they would send has one row and
+//! is of no value.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stepmesh_model::{AttentionStage, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, ModelError, Row, Shard};
+use stepmesh_transport::Clock;
 
 /// Sleeping may take this much longer than asked: the rest is spun away.
 const MARGIN: Duration = Duration::from_micros(150);
@@ -22,13 +24,14 @@ pub(super) fn config(layers: u32) -> Result<ModelConfig, ModelError> {
 /// What a stage takes, and has taken.
 #[derive(Clone)]
 pub(super) struct Pace {
+    clock: Clock,
     nanoseconds: Arc<AtomicU64>,
     busy_ns: Arc<AtomicU64>,
 }
 
 impl Pace {
-    pub(super) fn new() -> Self {
-        Self { nanoseconds: Arc::default(), busy_ns: Arc::default() }
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, nanoseconds: Arc::default(), busy_ns: Arc::default() }
     }
 
     pub(super) fn set(&self, time: Duration) {
@@ -45,14 +48,18 @@ impl Pace {
         if time.is_zero() {
             return;
         }
-        let start = Instant::now();
-        if time > MARGIN {
+        let start = self.clock.now();
+        if self.clock.is_manual() {
+            self.clock.advance(time);
+        } else if time > MARGIN {
             std::thread::sleep(time - MARGIN);
         }
-        while start.elapsed() < time {
+        let mut spent = self.clock.now() - start;
+        while spent < time {
             std::hint::spin_loop();
+            spent = self.clock.now() - start;
         }
-        self.busy_ns.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.busy_ns.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
 }
 

@@ -3,22 +3,23 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stepmesh_transport::{
-    Access, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Op, Placement, PostError, Properties, Region,
-    RemoteRegion, TransportError, Waker, Work,
+    Access, Clock, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Op, Placement, PostError, Properties,
+    Region, RemoteRegion, TransportError, Waker, Work,
 };
 
-/// One direction between two ends with one link of one lane: when each immediate was posted, in order.
+/// One direction between two ends with one link of one lane: when each immediate was posted, in order, by the clock of its
+/// sender.
 #[derive(Default)]
 struct Way {
-    posted: Mutex<VecDeque<Instant>>,
+    posted_ns: Mutex<VecDeque<u64>>,
     latency_ns: AtomicU64,
 }
 
 impl Way {
-    fn with<T>(&self, change: impl FnOnce(&mut VecDeque<Instant>) -> T) -> T {
-        change(&mut self.posted.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, change: impl FnOnce(&mut VecDeque<u64>) -> T) -> T {
+        change(&mut self.posted_ns.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -32,9 +33,16 @@ impl Wire {
         self.0.iter().for_each(|way| way.latency_ns.store((round / 2).as_nanos() as u64, Ordering::Relaxed));
     }
 
-    /// A device at one of the two ends.
-    pub(super) fn between(&self, device: Arc<dyn Device>, end: usize) -> Arc<dyn Device> {
-        Arc::new(WiredDevice { inner: device, out: self.0[end].clone(), into: self.0[1 - end].clone() })
+    /// A device at one of the two ends, which goes by a clock of its own.
+    pub(super) fn between(&self, device: Arc<dyn Device>, end: usize, clock: Clock) -> Arc<dyn Device> {
+        Arc::new(WiredDevice { inner: device, out: self.0[end].clone(), into: self.0[1 - end].clone(), clock })
+    }
+
+    /// When the first arrives of what an end has not seen, if anything is on its way.
+    pub(super) fn next_arrival_ns(&self, end: usize) -> Option<u64> {
+        let way = &self.0[1 - end];
+        let posted_ns = way.with(|posted_ns| posted_ns.front().copied())?;
+        Some(posted_ns + way.latency_ns.load(Ordering::Relaxed))
     }
 }
 
@@ -42,6 +50,7 @@ struct WiredDevice {
     inner: Arc<dyn Device>,
     out: Arc<Way>,
     into: Arc<Way>,
+    clock: Clock,
 }
 
 impl Device for WiredDevice {
@@ -58,8 +67,9 @@ impl Device for WiredDevice {
             inner: self.inner.endpoint()?,
             out: self.out.clone(),
             into: self.into.clone(),
+            clock: self.clock.clone(),
             seen: Vec::with_capacity(64),
-            on_its_way: VecDeque::with_capacity(64),
+            here: VecDeque::with_capacity(64),
         }))
     }
 }
@@ -68,9 +78,24 @@ struct WiredEndpoint {
     inner: Box<dyn Endpoint>,
     out: Arc<Way>,
     into: Arc<Way>,
+    clock: Clock,
     seen: Vec<Completion>,
     /// What is here but not yet to be seen.
-    on_its_way: VecDeque<(Instant, Completion)>,
+    here: VecDeque<Completion>,
+}
+
+impl WiredEndpoint {
+    /// When the oldest of what is here may be seen: an immediate when it has been under way for long enough, anything else
+    /// at once.
+    fn due_ns(&self) -> Option<u64> {
+        match self.here.front()? {
+            Completion::Immediate { .. } => {
+                let posted_ns = self.into.with(|posted_ns| posted_ns.front().copied()).unwrap_or_default();
+                Some(posted_ns + self.into.latency_ns.load(Ordering::Relaxed))
+            }
+            _ => Some(0),
+        }
+    }
 }
 
 impl Endpoint for WiredEndpoint {
@@ -102,37 +127,30 @@ impl Endpoint for WiredEndpoint {
     fn post(&mut self, link: LinkId, lane: u8, chain: &[Work<'_>]) -> Result<(), PostError> {
         let immediates = chain.iter().filter(|work| matches!(work.op, Op::WriteImmediate { .. })).count();
         // Before it is posted, for the peer may be quick.
-        let now = Instant::now();
-        self.out.with(|posted| posted.extend(std::iter::repeat_n(now, immediates)));
+        let now_ns = self.clock.now_ns();
+        self.out.with(|posted_ns| posted_ns.extend(std::iter::repeat_n(now_ns, immediates)));
         self.inner.post(link, lane, chain).inspect_err(|_| {
-            self.out.with(|posted| posted.truncate(posted.len() - immediates));
+            self.out.with(|posted_ns| posted_ns.truncate(posted_ns.len() - immediates));
         })
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
         let before = completions.len();
         self.inner.poll(&mut self.seen)?;
-        let latency = Duration::from_nanos(self.into.latency_ns.load(Ordering::Relaxed));
-        for completion in self.seen.drain(..) {
-            let due = match completion {
-                Completion::Immediate { .. } => {
-                    self.into.with(VecDeque::pop_front).map_or_else(Instant::now, |posted| posted + latency)
-                }
-                _ => Instant::now(),
-            };
-            self.on_its_way.push_back((due, completion));
-        }
-        while let Some((due, _)) = self.on_its_way.front()
-            && *due <= Instant::now()
-            && let Some((_, completion)) = self.on_its_way.pop_front()
+        self.here.extend(self.seen.drain(..));
+        while self.due_ns().is_some_and(|due_ns| due_ns <= self.clock.now_ns())
+            && let Some(completion) = self.here.pop_front()
         {
+            if matches!(completion, Completion::Immediate { .. }) {
+                self.into.with(VecDeque::pop_front);
+            }
             completions.push(completion);
         }
         Ok(completions.len() - before)
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
-        let due = self.on_its_way.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
+        let due = self.due_ns().map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(self.clock.now_ns())));
         self.inner.wait(due.map_or(timeout, |due| due.min(timeout)))
     }
 

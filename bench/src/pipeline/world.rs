@@ -1,13 +1,13 @@
-//! A deployment of one attention and one FFN executor, each on a thread of its own, and sequences through it.
+//! A deployment of one attention and one FFN executor, and sequences through it. The two run each on a thread of its own by
+//! the machine's clock, or in turn by clocks of their own over the simulated network.
 
 use super::Options;
 use super::stages::{Pace, SyntheticAttention, SyntheticFfn, config};
+use super::threads::Threads;
+use super::turns::Turns;
 use super::wire::Wire;
 use crate::BenchError;
-use crate::cpus::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{LocalControl, LocalScheduler};
 use stepmesh_mesh::scheduler::SchedulerOptions;
@@ -16,12 +16,13 @@ use stepmesh_model::{Dtype, ModelConfig};
 use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Stages, slot_layout, workload};
 use stepmesh_proto::control::GenerateRequest;
 use stepmesh_proto::control::sequence_event::Body;
+use stepmesh_transport::mem::{Fabric, FabricOptions};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint};
 
-/// How long a wait may keep a thread from seeing that it is to end.
-const NAP: Duration = Duration::from_millis(10);
 /// Longer than an end ever spins: it has its CPU to itself.
 const SPIN: Duration = Duration::from_secs(1);
+/// A step of the virtual clocks while the members join.
+const TICK: Duration = Duration::from_millis(1);
 /// Beyond the time that a run should take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Tokens of each sequence before those that are timed: the pipeline fills.
@@ -34,8 +35,15 @@ pub(super) struct World {
     wire: Wire,
     attention: Pace,
     ffn: Pace,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Result<(), BenchError>>>,
+    /// The attention side's.
+    clock: Clock,
+    drive: Drive,
+}
+
+/// Who runs the executors.
+enum Drive {
+    Threads(Threads),
+    Turns(Box<Turns>),
 }
 
 /// What a run came to.
@@ -53,38 +61,54 @@ impl World {
     pub(super) fn start(options: &Options, layers: u32, microbatches: u16) -> Result<Self, BenchError> {
         let config = config(layers)?;
         let scheduler = LocalScheduler::new(SchedulerOptions::new(1, 1))?;
-        let (wire, attention, ffn) = (Wire::default(), Pace::new(), Pace::new());
-        let stop = Arc::new(AtomicBool::new(false));
-        let parts = |end| -> Result<Parts, BenchError> {
-            let device = DeviceOptions { spin: SPIN, ..options.device.clone() };
-            let device = wire.between(stepmesh_transport::open(options.provider, &device)?, end);
+        let fabric = (options.clock == super::Clock::Virtual).then(|| {
+            let now = Duration::ZERO..Duration::ZERO;
+            Fabric::new(FabricOptions { latency: now, maps_peer_memory: true, ..FabricOptions::default() })
+        });
+        let clocks = [(); 2].map(|()| if fabric.is_some() { Clock::manual() } else { Clock::system() });
+        let wire = Wire::default();
+        let parts = |end: usize| -> Result<Parts, BenchError> {
+            let device = match &fabric {
+                Some(fabric) => fabric.device(["attention", "ffn"][end]),
+                None => {
+                    let spinning = DeviceOptions { spin: SPIN, ..options.device.clone() };
+                    stepmesh_transport::open(options.provider, &spinning)?
+                }
+            };
+            let device = wire.between(device, end, clocks[end].clone());
             let endpoint = device.endpoint()?;
             let control = Box::new(scheduler.session(endpoint.waker()));
             let layout = slot_layout(&config, Dtype::F32, microbatches, 1)?;
             Ok((MemberOptions::new(layout, workload(&config, Dtype::F32)), device, endpoint, control))
         };
+        let [attention, ffn] = clocks.each_ref().map(|clock| Pace::new(clock.clone()));
         let (member, device, endpoint, control) = parts(0)?;
-        let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
+        let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, clocks[0].clone())?;
         let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
         let queue = usize::from(microbatches);
         let mut attends = AttentionExecutor::new(mesh, stage, KV_TOKENS, microbatches, 1, queue)?;
         let (member, device, endpoint, control) = parts(1)?;
-        let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
+        let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, clocks[1].clone())?;
         let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });
         let mut serves = FfnExecutor::new(mesh, stage, Dtype::F32, Policy::All);
         let deadline = Instant::now() + PATIENCE;
         while !(attends.mesh().is_linked() && attends.mesh().is_complete() && serves.mesh().is_complete()) {
             attends.poll()?;
             serves.poll()?;
+            if let Some(fabric) = &fabric {
+                clocks.iter().for_each(|clock| clock.advance(TICK));
+                fabric.advance(TICK);
+            }
             if Instant::now() > deadline {
                 return Err(BenchError::NotConnected(PATIENCE.as_secs()));
             }
         }
-        let [first, second] = options.cpus.list();
-        let mut world = Self { scheduler, wire, attention, ffn, stop, threads: Vec::new() };
-        world.threads.push(spawn(first, world.stop.clone(), move || Ok(attends.run_once(NAP).map(drop)?))?);
-        world.threads.push(spawn(second, world.stop.clone(), move || Ok(serves.run_once(NAP)?))?);
-        Ok(world)
+        let clock = clocks[0].clone();
+        let drive = match fabric {
+            Some(fabric) => Drive::Turns(Box::new(Turns { fabric, wire: wire.clone(), clocks, attends, serves })),
+            None => Drive::Threads(Threads::start(options.cpus, attends, serves)?),
+        };
+        Ok(Self { scheduler, wire, attention, ffn, clock, drive })
     }
 
     /// Decodes a sequence in every microbatch, all at the same pace; the mean time of the tokens behind the first few.
@@ -103,19 +127,18 @@ impl World {
         let mut begin = None;
         let mut end = None;
         while open > 0 {
-            self.check()?;
             let Some((sequence, event)) = self.scheduler.next_sequence_event() else {
                 if Instant::now() > deadline {
                     return Err(BenchError::Sequence("nothing came in time".into()));
                 }
-                std::thread::sleep(Duration::from_millis(2));
+                self.drive.go_on()?;
                 continue;
             };
             match event {
                 Body::Token(token) => {
                     let count = counts.entry(sequence).or_insert(0);
                     *count += 1;
-                    let now = (Instant::now(), self.attention.busy(), self.ffn.busy());
+                    let now = (self.clock.now(), self.attention.busy(), self.ffn.busy());
                     if *count > WARM_UP {
                         elapsed += Duration::from_nanos(token.elapsed_ns);
                         timed += 1;
@@ -137,34 +160,14 @@ impl World {
         };
         Ok(Run { token: elapsed / timed.max(1), stalled })
     }
-
-    /// An error if a thread has ended.
-    fn check(&self) -> Result<(), BenchError> {
-        if self.threads.iter().any(JoinHandle::is_finished) { Err(BenchError::Thread) } else { Ok(()) }
-    }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+impl Drive {
+    /// Lets the executors go on, for a while.
+    fn go_on(&mut self) -> Result<(), BenchError> {
+        match self {
+            Self::Threads(threads) => threads.go_on(),
+            Self::Turns(turns) => turns.go_on(),
         }
     }
-}
-
-/// A thread that works on its CPU until it is told to stop.
-fn spawn(
-    cpu: usize,
-    stop: Arc<AtomicBool>,
-    mut work: impl FnMut() -> Result<(), BenchError> + Send + 'static,
-) -> Result<JoinHandle<Result<(), BenchError>>, BenchError> {
-    let body = move || {
-        pin(cpu)?;
-        while !stop.load(Ordering::Acquire) {
-            work()?;
-        }
-        Ok(())
-    };
-    std::thread::Builder::new().spawn(body).map_err(BenchError::system("starting a thread"))
 }

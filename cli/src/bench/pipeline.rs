@@ -4,6 +4,7 @@ use super::common::{Common, Session};
 use super::screen::Screen;
 use crate::error::CliError;
 use crate::settings::Transport;
+use clap::ValueEnum;
 use std::time::Duration;
 use stepmesh_bench::pipeline::{LAYERS, Options, Row, STAGE, run as measure};
 use stepmesh_pipeline::Stages;
@@ -14,6 +15,9 @@ pub(crate) struct PipelineArguments {
     /// The transport
     #[arg(long, default_value = "shm")]
     provider: Transport,
+    /// The machine's clock, or a virtual one over a simulated network, in which software takes no time
+    #[arg(long, default_value = "wall")]
+    clock: Clocks,
     /// What the attention stage of a layer takes, in microseconds; with any of these four one point is measured instead
     /// of the sweep [default: 272]
     #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..=100_000))]
@@ -34,9 +38,18 @@ pub(crate) struct PipelineArguments {
     common: Common,
 }
 
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Clocks {
+    Wall,
+    Virtual,
+}
+
 pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     let session = Session::open(&arguments.common)?;
     let mut options = Options::new(arguments.provider.into(), session.cpus);
+    if arguments.clock == Clocks::Virtual {
+        options.by_virtual_clock();
+    }
     if arguments.common.quick {
         options.quick();
     }

@@ -1,0 +1,68 @@
+//! Executors on threads of their own, by the machine's clock.
+
+use crate::cpus::pin;
+use crate::{BenchError, Cpus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use stepmesh_pipeline::{AttentionExecutor, FfnExecutor};
+
+/// How long a wait may keep a thread from seeing that it is to end.
+const NAP: Duration = Duration::from_millis(10);
+/// How often it is looked whether the threads still run.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Both sides at work until dropped.
+pub(super) struct Threads {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<(), BenchError>>>,
+}
+
+impl Threads {
+    pub(super) fn start(
+        cpus: Cpus,
+        mut attends: AttentionExecutor,
+        mut serves: FfnExecutor,
+    ) -> Result<Self, BenchError> {
+        let [first, second] = cpus.list();
+        let mut threads = Self { stop: Arc::default(), threads: Vec::new() };
+        threads.spawn(first, move || Ok(attends.run_once(NAP).map(drop)?))?;
+        threads.spawn(second, move || Ok(serves.run_once(NAP)?))?;
+        Ok(threads)
+    }
+
+    /// A thread that works on its CPU until it is told to stop.
+    fn spawn(
+        &mut self,
+        cpu: usize,
+        mut work: impl FnMut() -> Result<(), BenchError> + Send + 'static,
+    ) -> Result<(), BenchError> {
+        let stop = self.stop.clone();
+        let body = move || {
+            pin(cpu)?;
+            while !stop.load(Ordering::Acquire) {
+                work()?;
+            }
+            Ok(())
+        };
+        let thread = std::thread::Builder::new().spawn(body).map_err(BenchError::system("starting a thread"))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Leaves them alone for a moment; an error if one has ended.
+    pub(super) fn go_on(&self) -> Result<(), BenchError> {
+        std::thread::sleep(LOOK);
+        if self.threads.iter().any(JoinHandle::is_finished) { Err(BenchError::Thread) } else { Ok(()) }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -51,3 +51,71 @@ fn a_run_that_cannot_go_on_says_why_and_leaves_no_empty_file() {
     assert!(common::refuse(1, command).contains("RDMA"));
     assert!(!file.exists());
 }
+
+/// An interpreter that answers as two of the peers in Python would: one is measured, one fails.
+#[cfg(unix)]
+fn interpreter(dir: &Path) -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let script = r#"#!/bin/sh
+case "$3 $4" in
+    "version zeromq_numpy") echo 27.0 ;;
+    "version nixl") echo 1.5 ;;
+    "run zeromq_numpy") echo '{"p50_us": 50.0, "rounds": 3}' ;;
+    "run nixl") echo "no such backend" >&2; exit 1 ;;
+    *) exit 1 ;;
+esac
+"#;
+    let path = dir.join("python");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn compare_sets_each_peer_beside_ours_and_goes_on_when_one_fails() {
+    if !has_two_cpus() {
+        return println!("skipped: one CPU");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (python, file) = (interpreter(dir.path()), dir.path().join("compare.json"));
+    let mut command = stepmesh(&["bench", "compare", "--provider", "shm", "--sizes", "8", "--bytes", "64:128,64:64"]);
+    // Without the peers that this machine may have.
+    command.env("PATH", "").args(["--quick", "--python"]).arg(&python).arg("--json").arg(&file);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("ucx-utils") && said.contains("mooncake-transfer-engine-non-cuda"), "{said}");
+    let json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let [first, failed, second] = json["results"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    for (row, reply_bytes) in [(first, 128), (second, 64)] {
+        assert_eq!((row["peer"].as_str(), row["version"].as_str()), (Some("zeromq_numpy"), Some("27.0")));
+        assert_eq!((row["bytes"].as_u64(), row["reply_bytes"].as_u64()), (Some(64), Some(reply_bytes)));
+        let figure = |key: &str| row[key].as_f64().unwrap();
+        assert!((figure("ratio") - figure("ours_p50_us") / 50.0).abs() < 1e-9, "{row}");
+    }
+    assert_eq!(failed["peer"], "nixl");
+    assert!(failed["failed"].as_str().unwrap().contains("no such backend"), "{failed}");
+}
+
+#[test]
+fn compare_without_any_peer_says_what_to_install() {
+    if !has_two_cpus() {
+        return println!("skipped: one CPU");
+    }
+    let mut command = stepmesh(&["bench", "compare", "--python", "/nowhere/python"]);
+    command.env("PATH", "");
+    let complaint = common::refuse(1, command);
+    assert!(complaint.contains("none of the peers is installed"), "{complaint}");
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_anything_is_measured() {
+    for arguments in [
+        ["bench", "compare", "--sizes", "65MiB"],
+        ["bench", "compare", "--bytes", "7168"],
+        ["bench", "pushpull", "--bytes", "8:0"],
+        ["bench", "pipeline", "--clock", "sundial"],
+    ] {
+        common::refuse(2, stepmesh(&arguments));
+    }
+}

@@ -25,10 +25,20 @@ pub(crate) struct Perftest<'a> {
     cpus: Cpus,
 }
 
+/// The programs of it that are used here.
+const PROGRAMS: [&str; 3] = ["ib_write_lat", "ib_send_lat", "ib_write_bw"];
+
+impl Perftest<'_> {
+    /// Whether it is there.
+    pub(crate) fn is_installed() -> bool {
+        PROGRAMS.iter().all(|program| find(program).is_some())
+    }
+}
+
 impl<'a> Perftest<'a> {
     /// Between two devices, each end on its CPU.
     pub(crate) fn new(devices: &'a [String; 2], cpus: Cpus) -> Result<Self, BenchError> {
-        for program in ["ib_write_lat", "ib_send_lat", "ib_write_bw"] {
+        for program in PROGRAMS {
             find(program).ok_or_else(|| BenchError::Peer {
                 peer: program.into(),
                 reason: "not found; the floor of RDMA is taken by perftest (Debian: perftest)".into(),

@@ -166,7 +166,9 @@ fn transport(results: &Results, plots: &mut Vec<Plot>) {
         }
     }
     for row in results.of(Kind::Comparison) {
-        let provider = text(row, "provider");
+        // A request and its reply, or one size both ways.
+        let is_echo = row["reply_bytes"].as_f64().is_some_and(|reply| reply != figure(row, "bytes"));
+        let provider = format!("{}{}", text(row, "provider"), if is_echo { ", mesh" } else { "" });
         peers.add(format!("ours, {provider}"), figure(row, "bytes"), figure(row, "ours_p50_us"));
         peers.add(format!("{}, {provider}", text(row, "peer")), figure(row, "bytes"), figure(row, "peer_p50_us"));
     }

@@ -124,6 +124,19 @@ struct Plan {
     payload: Payload,
 }
 
+/// The median of rounds with one tensor of so many bytes there and one back, each copied once.
+pub(crate) fn plain_round_us(
+    provider: Provider,
+    device: &DeviceOptions,
+    bytes: [u32; 2],
+    cpus: Cpus,
+    quick: bool,
+) -> Result<f64, BenchError> {
+    let options = Options { quick, device: device.clone(), ..Options::new(provider, cpus) };
+    let plan = Plan { engine: Engine::Caller, mode: Mode::Copy, payload: Payload::plain(bytes) };
+    row::round_us(&options, &plan)
+}
+
 /// Runs the suite into `report`. What was measured before an error, or before `progress` said to stop, is there.
 ///
 /// # Errors

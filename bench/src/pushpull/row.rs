@@ -117,6 +117,12 @@ pub struct Budget {
     pub share_with_wire: f64,
 }
 
+/// The median of a round, alone.
+pub(super) fn round_us(options: &Options, plan: &Plan) -> Result<f64, BenchError> {
+    let Deployment { attention, ffn } = join(options, plan, SPIN)?;
+    Ok(duel(options, plan, attention, ffn)?.0.measured.p50_us)
+}
+
 /// Takes a row between two measurements of its floor.
 pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row, BenchError> {
     let before = bare(options, plan)?;

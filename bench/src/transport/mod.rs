@@ -17,13 +17,12 @@ mod turns;
 
 pub use report::{Floor, Line, Mode, Operation, Row};
 
-pub(crate) use pair::{End, own, window};
+pub(crate) use pair::{End, Pair, own, window};
 
-use crate::compare::{Comparison, ROUNDS, Ucx, UcxTest};
+use crate::compare::{Bouncer, ROUNDS, Ucx, UcxTest, beside};
 use crate::drift::steadiest;
 use crate::progress::{Progress, Watcher, keep, tell};
 use crate::{BenchError, Cpus, Report};
-use pair::Pair;
 use std::time::Duration;
 use stepmesh_transport::{DeviceOptions, Provider};
 
@@ -96,8 +95,10 @@ pub fn run(options: &Options, report: &mut Report<Line>, progress: Watcher<'_, L
     if let Some(ucx) = peers {
         for (index, &bytes) in options.sizes.iter().enumerate() {
             tell(run.progress, Progress::Taking { number: plans.len() + index, of, attempt: 1 })?;
-            for comparison in run.beside(ucx, bytes)? {
-                keep(report, run.progress, Line::Comparison(comparison))?;
+            let peers = UcxTest::ALL.map(|test| Bouncer::Ucx(ucx.clone(), test));
+            let (cpus, budget) = (options.cpus, options.budget());
+            for comparison in beside(&mut run.pair, &peers, bytes, cpus, budget, options.rounds())? {
+                keep(report, run.progress, Line::Comparison(comparison?))?;
             }
         }
     }
@@ -127,36 +128,5 @@ impl Run<'_> {
                 }
             },
         )
-    }
-
-    /// Ours and the tests of UCX in turn.
-    fn beside(&mut self, ucx: &Ucx, bytes: usize) -> Result<Vec<Comparison>, BenchError> {
-        let &Options { provider, cpus, .. } = self.options;
-        let budget = self.options.budget();
-        // A put tells nobody: over shared memory ours is a plain write then, and both ends poll memory.
-        let is_plain = |test| provider == Provider::Shm && test == UcxTest::Put;
-        let mut best = [[f64::INFINITY; 2]; UcxTest::ALL.len()];
-        for _ in 0..self.options.rounds() {
-            for (test, [ours, theirs]) in UcxTest::ALL.into_iter().zip(&mut best) {
-                let timing = if is_plain(test) {
-                    pingpong::play_plain(&mut self.pair, cpus, bytes, budget)?
-                } else {
-                    pingpong::play(&mut self.pair, cpus, Mode::Copy, bytes, budget)?
-                };
-                *ours = ours.min(timing.p50_us);
-                *theirs = theirs.min(ucx.round_trip_us(test, provider, bytes, cpus, budget)?);
-            }
-        }
-        let comparison = |(test, [ours_p50_us, peer_p50_us]): (UcxTest, [f64; 2])| Comparison {
-            peer: test.name().into(),
-            version: ucx.version.clone(),
-            provider: provider.name(),
-            mode: Mode::Copy,
-            bytes,
-            peer_p50_us,
-            ours_p50_us,
-            ratio: ours_p50_us / peer_p50_us,
-        };
-        Ok(UcxTest::ALL.into_iter().zip(best).map(comparison).collect())
     }
 }

@@ -1,7 +1,8 @@
 //! Two connected ends of a provider, each with memory that the other may write.
 
-use super::Mode;
-use crate::BenchError;
+use super::{Mode, pingpong};
+use crate::timing::Timing;
+use crate::{BenchError, Cpus};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -21,11 +22,11 @@ pub(crate) fn window(bytes: usize) -> usize {
 }
 
 /// See the module.
-pub(super) struct Pair {
-    pub(super) provider: Provider,
+pub(crate) struct Pair {
+    pub(crate) provider: Provider,
     pub(super) ends: [End; 2],
     /// The RDMA devices of the ends.
-    pub(super) rdma_devices: [String; 2],
+    pub(crate) rdma_devices: [String; 2],
 }
 
 /// One end. Apart from its neighbour, so that the two share no cache line.
@@ -48,7 +49,7 @@ pub(crate) struct End {
 
 impl Pair {
     /// Opens two devices, connects them, and lets each end write into the other's memory.
-    pub(super) fn connect(provider: Provider, options: &DeviceOptions, sizes: &[usize]) -> Result<Self, BenchError> {
+    pub(crate) fn connect(provider: Provider, options: &DeviceOptions, sizes: &[usize]) -> Result<Self, BenchError> {
         let largest = sizes.iter().copied().max().unwrap_or(0);
         let landing = sizes.iter().map(|&bytes| bytes * window(bytes)).max().unwrap_or(0).max(64);
         let mut secret = [0; 16];
@@ -112,6 +113,22 @@ impl Pair {
             };
         let ends = [end(active, at_active, &granted_by_passive)?, end(passive, at_passive, &granted_by_active)?];
         Ok(Self { provider, ends, rdma_devices })
+    }
+
+    /// Round trips of so many bytes each way: by writes-with-immediate, or by plain ones, of which both ends poll memory.
+    pub(crate) fn round_trip(
+        &mut self,
+        plain: bool,
+        mode: Mode,
+        bytes: usize,
+        cpus: Cpus,
+        budget: Duration,
+    ) -> Result<Timing, BenchError> {
+        if plain {
+            pingpong::play_plain(self, cpus, bytes, budget)
+        } else {
+            pingpong::play(self, cpus, mode, bytes, budget)
+        }
     }
 
     /// Sends a pattern each way and compares what arrives.

@@ -1,6 +1,7 @@
 //! `stepmesh bench`: the latency suite.
 
 mod common;
+mod compare;
 mod pipeline;
 mod pushpull;
 mod report;
@@ -26,6 +27,10 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:  stepmesh bench pipeline --json pipeline.json\n\
                                   \x20          stepmesh bench pipeline --attention-us 250 --ffn-us 250 --wire-us 272")]
     Pipeline(pipeline::PipelineArguments),
+    /// The systems that are installed on this machine, in turn with ours: UCX, libfabric, perftest, NIXL, Mooncake, ZeroMQ
+    #[command(after_help = "Examples:  stepmesh bench compare --json compare.json\n\
+                                  \x20          stepmesh bench compare --provider tcp --bytes 7168:14336 --python venv/bin/python")]
+    Compare(compare::CompareArguments),
     /// Results files as tables, as one HTML page with plots, and what has moved since others
     #[command(
         after_help = "Example:  stepmesh bench report shm.json pushpull.json --html bench.html --baseline old.json"
@@ -38,6 +43,7 @@ pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
         BenchCommand::Transport(arguments) => transport::run(&arguments),
         BenchCommand::Pushpull(arguments) => pushpull::run(&arguments),
         BenchCommand::Pipeline(arguments) => pipeline::run(&arguments),
+        BenchCommand::Compare(arguments) => compare::run(&arguments),
         BenchCommand::Report(arguments) => report::run(&arguments),
     }
 }

@@ -7,7 +7,7 @@ use stepmesh_bench::pushpull::Turns;
 use stepmesh_transport::Provider;
 
 fn round(c: &mut Criterion) {
-    let mut turns = Turns::join(Provider::Shm, 1).expect("a deployment");
+    let mut turns = Turns::join(Provider::Shm, [1, 1], 1).expect("a deployment");
     c.bench_function("round trip, shm, one thread", |b| b.iter(|| turns.round().expect("a round")));
 }
 

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{LocalControl, LocalScheduler};
 use stepmesh_mesh::scheduler::SchedulerOptions;
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, SlotLayout};
+use stepmesh_transport::mem::Fabric;
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider};
 
-const JOIN_SECONDS: u64 = 20;
+const JOIN_SECONDS: u64 = 120;
+/// A step of a simulated network while the members join.
+const TICK: Duration = Duration::from_millis(1);
 
 /// A complete deployment, driven by nobody yet.
 pub(super) struct Deployment {
@@ -22,13 +25,30 @@ impl Deployment {
     pub(super) fn join(
         provider: Provider,
         device_options: &DeviceOptions,
+        members: [u32; 2],
+        layout: &SlotLayout,
+    ) -> Result<Self, BenchError> {
+        let open = |end| Ok(stepmesh_transport::open(provider, &own(provider, device_options, end))?);
+        Self::over(open, || {}, members, layout)
+    }
+
+    /// The same over a simulated network, through which everything is at once.
+    pub(super) fn simulated(fabric: &Fabric, members: [u32; 2], layout: &SlotLayout) -> Result<Self, BenchError> {
+        let numbers = std::cell::Cell::new(0);
+        let open = |_| Ok(fabric.device(format!("member {}", numbers.replace(numbers.get() + 1))));
+        Self::over(open, || fabric.advance(TICK), members, layout)
+    }
+
+    fn over(
+        open: impl Fn(usize) -> Result<Arc<dyn Device>, BenchError>,
+        between: impl Fn(),
         [attention, ffn]: [u32; 2],
         layout: &SlotLayout,
     ) -> Result<Self, BenchError> {
         let scheduler = LocalScheduler::new(SchedulerOptions::new(attention, ffn))?;
         type Parts = (MemberOptions, Arc<dyn Device>, Box<dyn Endpoint>, Box<LocalControl>);
         let parts = |end| -> Result<Parts, BenchError> {
-            let device = stepmesh_transport::open(provider, &own(provider, device_options, end))?;
+            let device = open(end)?;
             let endpoint = device.endpoint()?;
             let control = Box::new(scheduler.session(endpoint.waker()));
             Ok((MemberOptions::new(layout.clone(), "bench"), device, endpoint, control))
@@ -43,15 +63,16 @@ impl Deployment {
             Ok(FfnMesh::with_endpoint(options, device, endpoint, control, Clock::system())?)
         });
         let mut deployment = Self { attention, ffn: ffn.collect::<Result<_, BenchError>>()? };
-        deployment.complete()?;
+        deployment.complete(between)?;
         Ok(deployment)
     }
 
-    fn complete(&mut self) -> Result<(), BenchError> {
+    fn complete(&mut self, between: impl Fn()) -> Result<(), BenchError> {
         let deadline = Instant::now() + Duration::from_secs(JOIN_SECONDS);
         loop {
             self.attention.iter_mut().try_for_each(AttentionMesh::poll)?;
             self.ffn.iter_mut().try_for_each(FfnMesh::poll)?;
+            between();
             let linked = self.attention.iter().all(|mesh| mesh.is_complete() && mesh.is_linked());
             if linked && self.ffn.iter().all(FfnMesh::is_complete) {
                 break;

@@ -11,9 +11,11 @@ mod payload;
 mod play;
 mod rounds;
 mod row;
+mod scaling;
 mod turns;
 
 pub use row::{Budget, Cpu, Floor, Row};
+pub use scaling::{MEMBERS, ScalingOptions, ScalingRow, run_scaling};
 pub use turns::Turns;
 
 use crate::drift::steadiest;

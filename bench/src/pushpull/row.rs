@@ -234,9 +234,9 @@ fn bare(options: &Options, plan: &Plan) -> Result<Option<(&'static str, Timing)>
             let device = |end| own(Provider::Verbs, &options.device, end).verbs.devices.into_iter().next();
             let devices = [0, 1].map(|end| device(end).unwrap_or_default());
             let perftest = Perftest::new(&devices, cpus)?;
-            // As many as take about as long as ours, over a fabric of 10 µs or more.
-            let count = (budget.as_micros() / 100).clamp(100, 10_000) as u64;
-            let [there, back] = bytes.map(|bytes| perftest.round_trips("ib_write_lat", bytes, count));
+            // As many as take about as long as ours over an emulated fabric: 100 µs, and 32 bytes a microsecond.
+            let count = |bytes: usize| (budget.as_micros() as u64 / (100 + bytes as u64 / 32)).clamp(50, 10_000);
+            let [there, back] = bytes.map(|bytes| perftest.round_trips("ib_write_lat", bytes, count(bytes)));
             // Half of each: one way there, one way back.
             ("ib_write_lat", there?.halved().plus(back?.halved()))
         }

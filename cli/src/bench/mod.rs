@@ -5,6 +5,7 @@ mod compare;
 mod pipeline;
 mod pushpull;
 mod report;
+mod scaling;
 mod screen;
 mod sizes;
 mod transport;
@@ -27,6 +28,9 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:  stepmesh bench pipeline --json pipeline.json\n\
                                   \x20          stepmesh bench pipeline --attention-us 250 --ffn-us 250 --wire-us 272")]
     Pipeline(pipeline::PipelineArguments),
+    /// What a transfer costs as a deployment grows from 1A1F to 16A16F
+    #[command(after_help = "Example:  stepmesh bench scaling --json scaling.json")]
+    Scaling(scaling::ScalingArguments),
     /// The systems that are installed on this machine, in turn with ours: UCX, libfabric, perftest, NIXL, Mooncake, ZeroMQ
     #[command(after_help = "Examples:  stepmesh bench compare --json compare.json\n\
                                   \x20          stepmesh bench compare --provider tcp --bytes 7168:14336 --python venv/bin/python")]
@@ -43,6 +47,7 @@ pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
         BenchCommand::Transport(arguments) => transport::run(&arguments),
         BenchCommand::Pushpull(arguments) => pushpull::run(&arguments),
         BenchCommand::Pipeline(arguments) => pipeline::run(&arguments),
+        BenchCommand::Scaling(arguments) => scaling::run(&arguments),
         BenchCommand::Compare(arguments) => compare::run(&arguments),
         BenchCommand::Report(arguments) => report::run(&arguments),
     }

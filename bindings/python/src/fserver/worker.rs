@@ -11,15 +11,17 @@ use crate::tensor::Tensor;
 use crate::view::{View, view};
 use crate::{attention, dtype};
 use pyo3::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stepmesh_embed::{Driven, Entry, List, Reply, Request};
 use stepmesh_mesh::{MeshError, Request as MeshRequest, SendBuffer, Ticket};
 use stepmesh_proto::Dtype;
 
-/// Requests whose end is remembered, for their traces.
-const REMEMBERED: usize = 4096;
+/// Requests that were waited for and are remembered, for their traces: few, so that they stay in the cache.
+const REMEMBERED: usize = 256;
+/// Requests that are over and that nobody has waited for; beyond, the oldest are forgotten.
+const UNCLAIMED: usize = 65_536;
 
 /// The eight stamps of a request at one server, in nanoseconds; 2 to 5 are on the server's clock.
 type Stamps = [u64; 8];
@@ -51,6 +53,8 @@ struct Inner {
     /// By slot.
     flights: Vec<Option<(u64, Flight)>>,
     finished: BTreeMap<u64, Finished>,
+    /// Those that were waited for, oldest first.
+    waited: VecDeque<u64>,
     /// Slots that the program fills in place before it pushes them.
     filling: Vec<SendBuffer>,
     /// Tensors of requests that are over; let go of with the interpreter's lock in hand.
@@ -103,7 +107,7 @@ impl Inner {
             finished.outcome = Some(outcome);
             self.let_go.extend(flight.pulls);
             self.finished.insert(handler, finished);
-            if self.finished.len() > REMEMBERED {
+            if self.finished.len() > UNCLAIMED {
                 self.finished.pop_first();
             }
         }
@@ -207,6 +211,7 @@ impl Worker {
             attention,
             flights,
             finished: BTreeMap::new(),
+            waited: VecDeque::new(),
             filling: Vec::new(),
             let_go: Vec::new(),
             next_handler: 1,
@@ -271,7 +276,7 @@ impl Worker {
             self.check_room("pull_tensors", list.bytes())?;
         }
         // Refused here, before a slot is taken.
-        request.encode(&mut Vec::new()).map_err(|error| Failure::Invalid(format!("push_tensors: {error}")))?;
+        request.check().map_err(|error| Failure::Invalid(format!("push_tensors: {error}")))?;
         let mut given = Some(pulls);
         let handler = self.shared.wait(py, self.slot_timeout, |inner| {
             let mut slot = match take_filled(&mut inner.filling, &pushes) {
@@ -326,7 +331,13 @@ impl Worker {
                 return None;
             }
             let outcome = inner.finished.get_mut(&handler).and_then(|finished| finished.outcome.take());
-            let outcome = outcome.unwrap_or_else(|| Err(unknown()));
+            let Some(outcome) = outcome else { return Some(Err(unknown())) };
+            inner.waited.push_back(handler);
+            if inner.waited.len() > REMEMBERED
+                && let Some(oldest) = inner.waited.pop_front()
+            {
+                inner.finished.remove(&oldest);
+            }
             Some(outcome.map(|()| std::mem::take(&mut inner.let_go)))
         })?;
         match ended {
@@ -452,13 +463,17 @@ impl Worker {
     fn entries(&self, views: &[View], keys: &[u64], kind: &str) -> Result<Vec<Entry>, Failure> {
         let mut known = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = Vec::with_capacity(views.len());
+        let mut fresh = false;
         for (index, (view, &key)) in views.iter().zip(keys).enumerate() {
             if keys[..index].contains(&key) {
                 return Err(Failure::Invalid(format!("{kind}_keys[{index}]: key {key} is there twice")));
             }
             let row_bytes = view.shape().iter().skip(1).product::<usize>() * view.dtype.bytes();
             let meaning = (view.dtype, row_bytes);
-            let (dtype, expected) = *known.get(&(kind == "push", key)).unwrap_or(&meaning);
+            let (dtype, expected) = known.get(&(kind == "push", key)).copied().unwrap_or_else(|| {
+                fresh = true;
+                meaning
+            });
             if (dtype, expected) != meaning {
                 return Err(Failure::Invalid(format!(
                     "{kind}_keys[{index}]: key {key} stands for rows of {expected} bytes of {}, not of {row_bytes} bytes \
@@ -470,7 +485,7 @@ impl Worker {
             let entry = Entry::new(key, view.dtype, view.shape());
             entries.push(entry.ok_or_else(|| Failure::Invalid(format!("{kind}_tensors[{index}]: too large")))?);
         }
-        for (view, &key) in views.iter().zip(keys) {
+        for (view, &key) in views.iter().zip(keys).filter(|_| fresh) {
             let row_bytes = view.shape().iter().skip(1).product::<usize>() * view.dtype.bytes();
             known.insert((kind == "push", key), (view.dtype, row_bytes));
         }

@@ -342,7 +342,7 @@ impl Server {
                 Ok(entry) => entries.push(entry),
                 Err((incoming, error)) => {
                     // Nobody will ever see these requests: their senders are told.
-                    batch.push_front(incoming);
+                    batch.extend(incoming.map(|incoming| *incoming));
                     self.shared.with(py, |inner| {
                         for incoming in batch {
                             let why = "the server could not take the tensors in".to_owned();
@@ -436,8 +436,12 @@ fn unknown(handler: u64) -> Failure {
 }
 
 impl Server {
-    /// Gives a request to the program.
-    fn hand_out<'py>(&self, py: Python<'py>, incoming: Incoming) -> Result<Bound<'py, PyTuple>, (Incoming, PyErr)> {
+    /// Gives a request to the program; if that fails, back.
+    fn hand_out<'py>(
+        &self,
+        py: Python<'py>,
+        incoming: Incoming,
+    ) -> Result<Bound<'py, PyTuple>, (Option<Box<Incoming>>, PyErr)> {
         let segment = &incoming.batch.segments[0];
         let mut copied_bytes = 0;
         let (mut tensors, mut keys) = (Vec::new(), Vec::new());
@@ -448,7 +452,7 @@ impl Server {
                     copied_bytes += copied;
                     keys.push(push.key);
                 }
-                Err(error) => return Err((incoming, error)),
+                Err(error) => return Err((Some(Box::new(incoming)), error)),
             }
         }
         let Incoming { batch, request, received_ns, .. } = incoming;
@@ -467,11 +471,8 @@ impl Server {
             let parts = (handler, PyList::new(py, tensors)?, PyList::new(py, keys)?);
             parts.into_pyobject(py)
         });
-        entry.map_err(|error| {
-            // Its batch is with the mesh, or gone with it.
-            let none = Batch { microbatch: 0, group: 0, segments: Vec::new() };
-            (Incoming { batch: none, request: Request::default(), rank: 0, received_ns: 0 }, error)
-        })
+        // By now its batch is with the mesh, or gone with it.
+        entry.map_err(|error| (None, error))
     }
 
     /// What was pushed, as a tensor of the program's kind, and the bytes that this took to be copied.

@@ -341,7 +341,7 @@ impl Worker {
             Some(outcome.map(|()| std::mem::take(&mut inner.let_go)))
         })?;
         match ended {
-            Some(let_go) => Ok(drop(let_go)),
+            Some(_let_go) => Ok(()),
             None => Err(Failure::Timeout(format!("handler {handler}: no answer after {timeout:?}")).into()),
         }
     }
@@ -438,7 +438,7 @@ impl Worker {
                 }
             };
             let over = inner.attention.is_over(ticket) && inner.flights.iter().all(Option::is_none);
-            over.then(|| Ok(drop(inner.attention.take(ticket)?)))
+            over.then(|| inner.attention.take(ticket).map(drop).map_err(Failure::from))
         })?;
         Ok(said.ok_or_else(|| Failure::Timeout(format!("the servers do not answer after {timeout:?}")))?)
     }

@@ -1,10 +1,10 @@
 //! The attention side: `push_pull` → `wait`, any number of requests under way, as many at once on the wire as there are
 //! slots.
 
-use super::{layout, now_ns, parts};
+use super::flights::{Flight, Flights, REMEMBERED, Stamps};
+use super::{layout, now_ns};
 use crate::attention::barrier_group;
 use crate::error::Failure;
-use crate::member::{Attention, Landed};
 use crate::options::Options;
 use crate::shared::{Shared, seconds};
 use crate::tensor::Tensor;
@@ -13,179 +13,10 @@ use crate::{attention, dtype};
 use pyo3::prelude::*;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use stepmesh_embed::{Driven, Entry, List, Reply, Request};
-use stepmesh_mesh::{MeshError, Request as MeshRequest, SendBuffer, Ticket};
+use std::time::Duration;
+use stepmesh_embed::{Entry, List, Request};
+use stepmesh_mesh::SendBuffer;
 use stepmesh_proto::Dtype;
-
-/// Requests that were waited for and are remembered, for their traces: few, so that they stay in the cache.
-const REMEMBERED: usize = 256;
-/// Requests that are over and that nobody has waited for; beyond, the oldest are forgotten.
-const UNCLAIMED: usize = 65_536;
-
-/// The eight stamps of a request at one server, in nanoseconds; 2 to 5 are on the server's clock.
-type Stamps = [u64; 8];
-
-/// A request that is on its way.
-struct Flight {
-    ticket: Ticket,
-    handlers: u64,
-    pushes: usize,
-    pulls: Vec<View>,
-    requested_ns: u64,
-    posted_ns: u64,
-    copied_bytes: u64,
-}
-
-/// A request that is over.
-struct Finished {
-    handlers: u64,
-    pushes: usize,
-    pulls: usize,
-    /// By server.
-    stamps: Vec<Stamps>,
-    copied_bytes: u64,
-    outcome: Option<Result<(), Failure>>,
-}
-
-struct Inner {
-    attention: Attention,
-    /// By slot.
-    flights: Vec<Option<(u64, Flight)>>,
-    finished: BTreeMap<u64, Finished>,
-    /// Those that were waited for, oldest first.
-    waited: VecDeque<u64>,
-    /// Slots that the program fills in place before it pushes them.
-    filling: Vec<SendBuffer>,
-    /// Tensors of requests that are over; let go of with the interpreter's lock in hand.
-    let_go: Vec<View>,
-    next_handler: u64,
-    sequence: u64,
-    table: Vec<u8>,
-}
-
-impl Inner {
-    /// Takes up what has come back: copies it to where it is waited for.
-    fn land(&mut self) {
-        for slot in 0..self.flights.len() {
-            let Some((_, flight)) = &self.flights[slot] else { continue };
-            if !self.attention.is_over(flight.ticket) {
-                continue;
-            }
-            let Some((handler, flight)) = self.flights[slot].take() else { continue };
-            let received_ns = now_ns();
-            let mut finished = Finished {
-                handlers: flight.handlers,
-                pushes: flight.pushes,
-                pulls: flight.pulls.len(),
-                stamps: Vec::new(),
-                copied_bytes: flight.copied_bytes,
-                outcome: None,
-            };
-            let landed = self.attention.take(flight.ticket).map_err(Failure::from);
-            let outcome = landed.and_then(|ranks| {
-                let share = flight.pulls.len() / ranks.len().max(1);
-                for (rank, landed) in ranks.iter().enumerate() {
-                    let reply = deliver(rank, landed, &flight.pulls[rank * share..(rank + 1) * share])?;
-                    let stamp = reply.stamp;
-                    finished.copied_bytes += stamp.copied_bytes;
-                    finished.copied_bytes +=
-                        reply.result.iter().flatten().map(|entry| u64::from(entry.bytes)).sum::<u64>();
-                    finished.stamps.push([
-                        flight.requested_ns,
-                        flight.posted_ns,
-                        stamp.received_ns,
-                        stamp.process_ns,
-                        stamp.respond_ns,
-                        stamp.posted_ns,
-                        received_ns,
-                        now_ns(),
-                    ]);
-                }
-                Ok(())
-            });
-            finished.outcome = Some(outcome);
-            self.let_go.extend(flight.pulls);
-            self.finished.insert(handler, finished);
-            if self.finished.len() > UNCLAIMED {
-                self.finished.pop_first();
-            }
-        }
-    }
-
-    fn is_outstanding(&self, handler: u64) -> bool {
-        self.flights.iter().flatten().any(|(id, _)| *id == handler)
-    }
-
-    fn send(&mut self, slot: SendBuffer, request: &Request, tensors: usize) -> Result<Ticket, Failure> {
-        let mut slot = slot;
-        request.encode(&mut self.table)?;
-        slot.part_mut(0)[..self.table.len()].copy_from_slice(&self.table);
-        // A group for each rank: what several ranks send is answered apart.
-        let group = self.attention.rank;
-        let parts = parts(self.table.len(), tensors);
-        Ok(self.attention.push_pull(slot, MeshRequest { group, parts: &parts, ..MeshRequest::default() })?)
-    }
-
-    /// A slot that is free, if there is one now.
-    fn acquire(&mut self) -> Option<Result<SendBuffer, Failure>> {
-        let free = (0..self.flights.len()).filter(|&slot| self.flights[slot].is_none()).collect::<Vec<_>>();
-        for slot in free {
-            match self.attention.acquire(slot as u16) {
-                Ok(buffer) => return Some(Ok(buffer)),
-                Err(MeshError::WouldBlock(_)) => {}
-                Err(error) => return Some(Err(error.into())),
-            }
-        }
-        None
-    }
-}
-
-/// Copies one server's tensors to where they are waited for.
-fn deliver(rank: usize, landed: &Landed, pulls: &[View]) -> Result<Reply, Failure> {
-    let failed = |why: String| Failure::Peer(format!("FFN server {rank}: {why}"));
-    let [(_, Some((table, at))), (_, Some((tensors, from)))] = &landed.parts[..] else {
-        return Err(failed("a reply of another kind".to_owned()));
-    };
-    let mut bytes = vec![0; at.len()];
-    table.read(at.start, &mut bytes)?;
-    let reply = Reply::decode(&bytes, from.len()).map_err(|error| failed(error.to_string()))?;
-    let entries = match &reply.result {
-        Ok(entries) => entries,
-        Err(reason) => return Err(failed(reason.clone())),
-    };
-    if entries.len() != pulls.len() {
-        return Err(failed(format!("{} tensors came for {} pulls", entries.len(), pulls.len())));
-    }
-    for (entry, pull) in entries.iter().zip(pulls) {
-        if entry.bytes as usize > pull.bytes || entry.dtype != pull.dtype {
-            return Err(failed(format!("key {}: {} bytes came for {}", entry.key, entry.bytes, pull.bytes)));
-        }
-        if entry.bytes > 0 {
-            // SAFETY: writable and held until the request is over; the program gave it to be written to.
-            let to = unsafe { std::slice::from_raw_parts_mut(pull.address as *mut u8, entry.bytes as usize) };
-            tensors.read(from.start + entry.offset as usize, to)?;
-        }
-    }
-    Ok(reply)
-}
-
-impl Driven for Inner {
-    fn poll(&mut self) -> Result<(), MeshError> {
-        self.attention.poll()?;
-        self.land();
-        Ok(())
-    }
-
-    fn settled(&mut self) -> u64 {
-        let over = self.finished.last_key_value().map_or(0, |(handler, _)| *handler);
-        self.attention.settled().wrapping_mul(31).wrapping_add(over).wrapping_add(self.finished.len() as u64)
-    }
-
-    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        self.attention.sleep(deadline)
-    }
-}
 
 /// What a key stands for: the element type and the size of a row. The number of rows may vary.
 type Meaning = (Dtype, usize);
@@ -193,7 +24,7 @@ type Meaning = (Dtype, usize);
 /// An attention instance as StepMesh knows it.
 #[pyclass(frozen, module = "stepmesh._native")]
 pub(crate) struct Worker {
-    shared: Arc<Shared<Inner>>,
+    shared: Arc<Shared<Flights>>,
     servers: usize,
     slot_bytes: usize,
     slot_timeout: Duration,
@@ -207,7 +38,7 @@ impl Worker {
         let layout = layout(slots, slot_bytes)?;
         let (attention, waker) = attention::join(py, options, Some(layout))?;
         let flights = (0..slots).map(|_| None).collect();
-        let inner = Inner {
+        let inner = Flights {
             attention,
             flights,
             finished: BTreeMap::new(),

@@ -163,17 +163,22 @@ pub struct Reply {
 }
 
 impl Request {
+    /// Whether the table can be written.
+    pub fn check(&self) -> Result<(), ListError> {
+        let entries = self.pushes.iter().chain(&self.pulls);
+        check_length(REQUEST_BYTES + entries.map(Entry::encoded_bytes).sum::<usize>())
+    }
+
     /// Writes the table into `out`, which is emptied first.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), ListError> {
-        let entries = self.pushes.iter().chain(&self.pulls);
-        check_length(REQUEST_BYTES + entries.clone().map(Entry::encoded_bytes).sum::<usize>())?;
+        self.check()?;
         out.clear();
         out.extend([VERSION, u8::from(self.stops)]);
         out.extend((self.pushes.len() as u16).to_le_bytes());
         out.extend((self.pulls.len() as u16).to_le_bytes());
         out.extend(self.servers.to_le_bytes());
         out.extend(self.sequence.to_le_bytes());
-        entries.for_each(|entry| entry.encode(out));
+        self.pushes.iter().chain(&self.pulls).for_each(|entry| entry.encode(out));
         Ok(())
     }
 

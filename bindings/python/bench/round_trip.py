@@ -298,21 +298,23 @@ def main() -> None:
         for name, module in systems.items()
         if module is None or is_installed(pythons.get(name, sys.executable), module)
     }
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    for sizes in SIZES:
-        rounds = given.rounds if "KiB" not in sizes else max(given.rounds // 5, 100)
-        turns: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
-        for _ in range(given.turns):
-            for name, python in systems.items():
-                turns[name].append(turn(name, sizes, rounds, cpus, python))
-        results[sizes] = {
+    turns: dict[str, dict[str, list[dict[str, float]]]] = {sizes: {name: [] for name in systems} for sizes in SIZES}
+    for _ in range(given.turns):
+        for name, python in systems.items():
+            for sizes in SIZES:
+                rounds = given.rounds if "KiB" not in sizes or name == "native" else max(given.rounds // 5, 100)
+                turns[sizes][name].append(turn(name, sizes, rounds, cpus, python))
+    results = {
+        sizes: {
             name: {
                 "p50": min(one["p50"] for one in many),
                 "p50_most": max(one["p50"] for one in many),
                 "p99": min(one["p99"] for one in many),
             }
-            for name, many in turns.items()
+            for name, many in of.items()
         }
+        for sizes, of in turns.items()
+    }
     print(f"{'':20} {'system':20} {'p50 us':>8} {'(-most)':>9} {'p99 us':>8} {'/ native':>9} {'/ nixl':>7}")
     for sizes, of in results.items():
         for name, figures in of.items():

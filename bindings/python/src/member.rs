@@ -98,9 +98,12 @@ pub(crate) struct Attention {
     outstanding: Vec<Option<Ticket>>,
 }
 
+/// Where bytes lie.
+pub(crate) type Place = (Region, Range<usize>);
+
 /// One FFN instance's reply, in the slots where it landed.
 pub(crate) struct Landed {
-    pub(crate) parts: Vec<(Part, Option<(Region, Range<usize>)>)>,
+    pub(crate) parts: Vec<(Part, Option<Place>)>,
     pub(crate) app: [u8; 16],
     pub(crate) trace: Trace,
 }

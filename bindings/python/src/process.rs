@@ -25,13 +25,15 @@ pub(crate) trait Open: Send + Sync {
 
 extern "C" fn forked() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    // The threads that waited are the parent's.
+    WAITING.store(0, Ordering::SeqCst);
 }
 
 /// Has forks counted.
 pub(crate) fn watch_forks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: the handler only adds to an atomic.
+        // SAFETY: the handler only touches atomics.
         let _ = unsafe { libc::pthread_atfork(None, None, Some(forked)) };
     });
 }

@@ -66,9 +66,11 @@ class _Process:
             raise Forked("init() was called before this process was forked off: fork first, then init(), or use spawn")
         return self.environment
 
-    def meeting(self) -> Any:
-        """Where all processes of all groups meet."""
-        return self.everybody or self.worker or self.server
+    def meet(self, name: str, group: str, timeout: float) -> None:
+        """A barrier of all groups: first on the mesh that requests travel on, so that those under way are answered."""
+        (self.worker or self.server).barrier(name, group, timeout)
+        if self.everybody:
+            self.everybody.barrier(name, group, timeout)
 
 
 _process = _Process()
@@ -150,7 +152,7 @@ def stop() -> None:
         if worker:
             worker.say_stop(environment.stop_timeout)
         if worker or server:
-            _process.meeting().barrier("stop", "all", environment.stop_timeout)
+            _process.meet("stop", "all", environment.stop_timeout)
     finally:
         for open_ in (worker, server, _process.everybody, *schedulers):
             if open_:
@@ -172,8 +174,10 @@ def barrier(include_server: bool, include_client: bool, instance_barrier: bool =
         raise InvalidArgument("include_server, include_client: a barrier of nobody")
     if {"worker": "ffn", "server": "attention"}.get(environment.role, "all") == group or environment.role == "scheduler":
         raise WrongRole(f"this is a {environment.role}, and the barrier is for others")
-    where = _process.meeting() if instance_barrier else _process.worker or _process.server
-    where.barrier("barrier", group, environment.stop_timeout)
+    if instance_barrier:
+        _process.meet("barrier", group, environment.stop_timeout)
+    else:
+        (_process.worker or _process.server).barrier("index", group, environment.stop_timeout)
 
 
 def push_pull(

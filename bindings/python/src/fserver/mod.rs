@@ -5,6 +5,8 @@
 //! are copied to the tensors that wait for them as soon as somebody polls, which frees the slot.
 
 mod flags;
+mod flights;
+mod inbox;
 mod server;
 mod worker;
 

@@ -1,11 +1,11 @@
 //! The FFN side: `get_batch` hands out one request of every worker, in the order that each sent them; `respond` answers
 //! one.
 
+use super::inbox::{Handed, Inbox, Incoming, Peer};
 use super::worker::{keys, tensors};
-use super::{layout, now_ns, parts};
+use super::{layout, now_ns};
 use crate::attention::barrier_group;
 use crate::error::Failure;
-use crate::member::Ffn;
 use crate::options::Options;
 use crate::shared::{Shared, seconds};
 use crate::tensor::Tensor;
@@ -15,212 +15,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use stepmesh_embed::{Driven, Entry, List, Reply, Request, Stamp};
-use stepmesh_mesh::{Batch, MeshError, MeshEvent, Policy, Role, Segment};
+use std::time::Duration;
+use stepmesh_embed::{Entry, List, Stamp};
+use stepmesh_mesh::{Policy, Segment};
 
 /// Shapes of one key whose tensors are kept.
 const SHAPES: usize = 8;
 /// How long `get_batch` waits before it says once more that all workers have stopped.
 const REST: Duration = Duration::from_millis(20);
-
-/// A request that waits.
-struct Incoming {
-    batch: Batch,
-    request: Request,
-    rank: usize,
-    received_ns: u64,
-}
-
-/// A request that was handed out.
-struct Handed {
-    batch: Batch,
-    pulls: Vec<Entry>,
-    stamp: Stamp,
-}
-
-/// A worker as the server knows it.
-#[derive(Default)]
-struct Peer {
-    queue: VecDeque<Incoming>,
-    /// The number of the request that comes next; none after a new link.
-    expected: Option<u64>,
-    stopped: bool,
-    /// It was lost: why, until that has been said, and then nothing until another takes its place.
-    lost: Option<Option<String>>,
-}
-
-impl Peer {
-    fn pop(&mut self) -> Option<Incoming> {
-        let incoming = self.queue.pop_front()?;
-        self.expected = Some(incoming.request.sequence + 1);
-        Some(incoming)
-    }
-
-    fn is_ready(&self) -> bool {
-        self.queue.front().is_some_and(|front| self.expected.is_none_or(|expected| expected == front.request.sequence))
-    }
-}
-
-struct Inner {
-    ffn: Ffn,
-    peers: Vec<Peer>,
-    handed: HashMap<u64, Handed>,
-    next_handler: u64,
-    /// Bytes of the registered place of a worker's key.
-    registered: HashMap<(usize, u64), usize>,
-    table: Vec<u8>,
-}
-
-impl Inner {
-    /// Takes in a batch of the mesh's: a request for each segment.
-    fn receive(&mut self, mut batch: Batch) -> Result<(), MeshError> {
-        if batch.segments.len() == 1 {
-            return self.receive_one(batch);
-        }
-        for segment in batch.segments.drain(..) {
-            let one = Batch { microbatch: batch.microbatch, group: batch.group, segments: vec![segment] };
-            self.receive_one(one)?;
-        }
-        Ok(())
-    }
-
-    fn receive_one(&mut self, batch: Batch) -> Result<(), MeshError> {
-        let received_ns = now_ns();
-        let segment = &batch.segments[0];
-        let rank = segment.rank();
-        let stamp = Stamp { received_ns, process_ns: received_ns, respond_ns: received_ns, ..Stamp::default() };
-        let request = match Request::decode(segment.part(0), segment.part(1).len()) {
-            Ok(request) => request,
-            Err(error) => return self.answer(batch, stamp, Err(error.to_string()), 0),
-        };
-        if self.peers.len() <= rank {
-            self.peers.resize_with(rank + 1, Peer::default);
-        }
-        if request.stops {
-            self.peers[rank].stopped = true;
-            return self.answer(batch, stamp, Ok(Vec::new()), 0);
-        }
-        let peer = &mut self.peers[rank];
-        (peer.stopped, peer.lost) = (false, None);
-        let at = peer.queue.partition_point(|waiting| waiting.request.sequence < request.sequence);
-        peer.queue.insert(at, Incoming { batch, request, rank, received_ns });
-        Ok(())
-    }
-
-    /// Answers with tensors that lie in the reply slot, or with a reason.
-    fn answer(
-        &mut self,
-        mut batch: Batch,
-        stamp: Stamp,
-        result: Result<Vec<Entry>, String>,
-        tensor_bytes: usize,
-    ) -> Result<(), MeshError> {
-        let reply = Reply { stamp: Stamp { posted_ns: now_ns(), ..stamp }, result };
-        let segment = &mut batch.segments[0];
-        match reply.encode(&mut self.table) {
-            Ok(()) => {
-                segment.reply_mut(0)[..self.table.len()].copy_from_slice(&self.table);
-                segment.set_reply(&parts(self.table.len(), tensor_bytes))?;
-            }
-            Err(_) => segment.fail("too long a list"),
-        }
-        self.ffn.respond(batch)
-    }
-
-    fn take_in(&mut self, event: &MeshEvent) {
-        let (peer, lost) = match event {
-            MeshEvent::LinkDown { peer, reason } => (peer, Some(reason)),
-            MeshEvent::PeerLost { peer, reason } => (peer, Some(reason)),
-            MeshEvent::LinkUp(peer) => (peer, None),
-            _ => return,
-        };
-        if peer.role != Role::Attention {
-            return;
-        }
-        let rank = peer.rank as usize;
-        if self.peers.len() <= rank {
-            self.peers.resize_with(rank + 1, Peer::default);
-        }
-        let name = peer.to_string();
-        let peer = &mut self.peers[rank];
-        peer.expected = None;
-        match lost {
-            Some(reason) => {
-                // What of it was not handed out can be answered no more.
-                peer.queue.clear();
-                if !peer.stopped && peer.lost.is_none() {
-                    peer.lost = Some(Some(format!("lost {name}: {reason}")));
-                }
-            }
-            None => (peer.stopped, peer.lost) = (false, None),
-        }
-    }
-
-    /// Answers requests whose turn it is and that do not fit the place that is registered for them.
-    fn refuse_outgrown(&mut self) -> Result<(), MeshError> {
-        if self.registered.is_empty() {
-            return Ok(());
-        }
-        for rank in 0..self.peers.len() {
-            while self.peers[rank].is_ready()
-                && let Some(reason) = self.peers[rank].queue.front().and_then(|front| self.outgrown(front))
-                && let Some(incoming) = self.peers[rank].pop()
-            {
-                let at = incoming.received_ns;
-                let stamp = Stamp { received_ns: at, process_ns: at, respond_ns: at, ..Stamp::default() };
-                self.answer(incoming.batch, stamp, Err(reason), 0)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn outgrown(&self, incoming: &Incoming) -> Option<String> {
-        incoming.request.pushes.iter().find_map(|push| {
-            let room = *self.registered.get(&(incoming.rank, push.key))?;
-            (push.bytes as usize > room).then(|| {
-                let (key, bytes) = (push.key, push.bytes);
-                format!("key {key}: {bytes} bytes were pushed into a registered buffer of {room}")
-            })
-        })
-    }
-
-    /// One request of each worker that is there; nothing while one is missing; an error once for each that was lost.
-    fn next(&mut self) -> Option<Result<Vec<Incoming>, Failure>> {
-        if let Some(lost) = self.peers.iter_mut().find_map(|peer| peer.lost.as_mut().and_then(Option::take)) {
-            return Some(Err(Failure::Lost(lost)));
-        }
-        if let Err(error) = self.refuse_outgrown() {
-            return Some(Err(error.into()));
-        }
-        let mut live = self.peers.iter().filter(|peer| peer.lost.is_none() && !(peer.stopped && peer.queue.is_empty()));
-        if !live.all(Peer::is_ready) {
-            return None;
-        }
-        Some(Ok(self.peers.iter_mut().filter_map(Peer::pop).collect()))
-    }
-}
-
-impl Driven for Inner {
-    fn poll(&mut self) -> Result<(), MeshError> {
-        self.ffn.poll()?;
-        while let Some(event) = self.ffn.news.next() {
-            self.take_in(&event);
-        }
-        while let Some(batch) = self.ffn.try_next_batch(Policy::Any) {
-            self.receive(batch)?;
-        }
-        Ok(())
-    }
-
-    fn settled(&mut self) -> u64 {
-        self.ffn.settled()
-    }
-
-    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        self.ffn.sleep(deadline)
-    }
-}
 
 /// A tensor that a key's pushes are copied to.
 struct Landing {
@@ -239,7 +41,7 @@ struct Registered {
 /// An FFN instance as StepMesh knows it.
 #[pyclass(frozen, module = "stepmesh._native")]
 pub(crate) struct Server {
-    shared: Arc<Shared<Inner>>,
+    shared: Arc<Shared<Inbox>>,
     /// `new(dtype, shape)` makes a tensor; `part(tensor, offset, bytes, dtype, shape)` is a view of another one's bytes.
     new: Py<PyAny>,
     part: Py<PyAny>,
@@ -267,7 +69,7 @@ impl Server {
         let layout = layout(slots, slot_bytes)?;
         let (mut ffn, waker) = ffn::join(py, options, Some(layout))?;
         ffn.policy = Policy::Any;
-        let inner = Inner {
+        let inner = Inbox {
             peers: (0..ffn.attention).map(|_| Peer::default()).collect(),
             ffn,
             handed: HashMap::new(),
@@ -342,7 +144,7 @@ impl Server {
                 Ok(entry) => entries.push(entry),
                 Err((incoming, error)) => {
                     // Nobody will ever see these requests: their senders are told.
-                    batch.push_front(incoming);
+                    batch.extend(incoming.map(|incoming| *incoming));
                     self.shared.with(py, |inner| {
                         for incoming in batch {
                             let why = "the server could not take the tensors in".to_owned();
@@ -436,8 +238,12 @@ fn unknown(handler: u64) -> Failure {
 }
 
 impl Server {
-    /// Gives a request to the program.
-    fn hand_out<'py>(&self, py: Python<'py>, incoming: Incoming) -> Result<Bound<'py, PyTuple>, (Incoming, PyErr)> {
+    /// Gives a request to the program; if that fails, back.
+    fn hand_out<'py>(
+        &self,
+        py: Python<'py>,
+        incoming: Incoming,
+    ) -> Result<Bound<'py, PyTuple>, (Option<Box<Incoming>>, PyErr)> {
         let segment = &incoming.batch.segments[0];
         let mut copied_bytes = 0;
         let (mut tensors, mut keys) = (Vec::new(), Vec::new());
@@ -448,7 +254,7 @@ impl Server {
                     copied_bytes += copied;
                     keys.push(push.key);
                 }
-                Err(error) => return Err((incoming, error)),
+                Err(error) => return Err((Some(Box::new(incoming)), error)),
             }
         }
         let Incoming { batch, request, received_ns, .. } = incoming;
@@ -467,11 +273,8 @@ impl Server {
             let parts = (handler, PyList::new(py, tensors)?, PyList::new(py, keys)?);
             parts.into_pyobject(py)
         });
-        entry.map_err(|error| {
-            // Its batch is with the mesh, or gone with it.
-            let none = Batch { microbatch: 0, group: 0, segments: Vec::new() };
-            (Incoming { batch: none, request: Request::default(), rank: 0, received_ns: 0 }, error)
-        })
+        // By now its batch is with the mesh, or gone with it.
+        entry.map_err(|error| (None, error))
     }
 
     /// What was pushed, as a tensor of the program's kind, and the bytes that this took to be copied.

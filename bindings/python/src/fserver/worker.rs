@@ -1,187 +1,22 @@
 //! The attention side: `push_pull` → `wait`, any number of requests under way, as many at once on the wire as there are
 //! slots.
 
-use super::{layout, now_ns, parts};
+use super::flights::{Flight, Flights, REMEMBERED, Stamps};
+use super::{layout, now_ns};
 use crate::attention::barrier_group;
 use crate::error::Failure;
-use crate::member::{Attention, Landed};
 use crate::options::Options;
 use crate::shared::{Shared, seconds};
 use crate::tensor::Tensor;
 use crate::view::{View, view};
 use crate::{attention, dtype};
 use pyo3::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use stepmesh_embed::{Driven, Entry, List, Reply, Request};
-use stepmesh_mesh::{MeshError, Request as MeshRequest, SendBuffer, Ticket};
+use std::time::Duration;
+use stepmesh_embed::{Entry, List, Request};
+use stepmesh_mesh::SendBuffer;
 use stepmesh_proto::Dtype;
-
-/// Requests whose end is remembered, for their traces.
-const REMEMBERED: usize = 4096;
-
-/// The eight stamps of a request at one server, in nanoseconds; 2 to 5 are on the server's clock.
-type Stamps = [u64; 8];
-
-/// A request that is on its way.
-struct Flight {
-    ticket: Ticket,
-    handlers: u64,
-    pushes: usize,
-    pulls: Vec<View>,
-    requested_ns: u64,
-    posted_ns: u64,
-    copied_bytes: u64,
-}
-
-/// A request that is over.
-struct Finished {
-    handlers: u64,
-    pushes: usize,
-    pulls: usize,
-    /// By server.
-    stamps: Vec<Stamps>,
-    copied_bytes: u64,
-    outcome: Option<Result<(), Failure>>,
-}
-
-struct Inner {
-    attention: Attention,
-    /// By slot.
-    flights: Vec<Option<(u64, Flight)>>,
-    finished: BTreeMap<u64, Finished>,
-    /// Slots that the program fills in place before it pushes them.
-    filling: Vec<SendBuffer>,
-    /// Tensors of requests that are over; let go of with the interpreter's lock in hand.
-    let_go: Vec<View>,
-    next_handler: u64,
-    sequence: u64,
-    table: Vec<u8>,
-}
-
-impl Inner {
-    /// Takes up what has come back: copies it to where it is waited for.
-    fn land(&mut self) {
-        for slot in 0..self.flights.len() {
-            let Some((_, flight)) = &self.flights[slot] else { continue };
-            if !self.attention.is_over(flight.ticket) {
-                continue;
-            }
-            let Some((handler, flight)) = self.flights[slot].take() else { continue };
-            let received_ns = now_ns();
-            let mut finished = Finished {
-                handlers: flight.handlers,
-                pushes: flight.pushes,
-                pulls: flight.pulls.len(),
-                stamps: Vec::new(),
-                copied_bytes: flight.copied_bytes,
-                outcome: None,
-            };
-            let landed = self.attention.take(flight.ticket).map_err(Failure::from);
-            let outcome = landed.and_then(|ranks| {
-                let share = flight.pulls.len() / ranks.len().max(1);
-                for (rank, landed) in ranks.iter().enumerate() {
-                    let reply = deliver(rank, landed, &flight.pulls[rank * share..(rank + 1) * share])?;
-                    let stamp = reply.stamp;
-                    finished.copied_bytes += stamp.copied_bytes;
-                    finished.copied_bytes +=
-                        reply.result.iter().flatten().map(|entry| u64::from(entry.bytes)).sum::<u64>();
-                    finished.stamps.push([
-                        flight.requested_ns,
-                        flight.posted_ns,
-                        stamp.received_ns,
-                        stamp.process_ns,
-                        stamp.respond_ns,
-                        stamp.posted_ns,
-                        received_ns,
-                        now_ns(),
-                    ]);
-                }
-                Ok(())
-            });
-            finished.outcome = Some(outcome);
-            self.let_go.extend(flight.pulls);
-            self.finished.insert(handler, finished);
-            if self.finished.len() > REMEMBERED {
-                self.finished.pop_first();
-            }
-        }
-    }
-
-    fn is_outstanding(&self, handler: u64) -> bool {
-        self.flights.iter().flatten().any(|(id, _)| *id == handler)
-    }
-
-    fn send(&mut self, slot: SendBuffer, request: &Request, tensors: usize) -> Result<Ticket, Failure> {
-        let mut slot = slot;
-        request.encode(&mut self.table)?;
-        slot.part_mut(0)[..self.table.len()].copy_from_slice(&self.table);
-        // A group for each rank: what several ranks send is answered apart.
-        let group = self.attention.rank;
-        let parts = parts(self.table.len(), tensors);
-        Ok(self.attention.push_pull(slot, MeshRequest { group, parts: &parts, ..MeshRequest::default() })?)
-    }
-
-    /// A slot that is free, if there is one now.
-    fn acquire(&mut self) -> Option<Result<SendBuffer, Failure>> {
-        let free = (0..self.flights.len()).filter(|&slot| self.flights[slot].is_none()).collect::<Vec<_>>();
-        for slot in free {
-            match self.attention.acquire(slot as u16) {
-                Ok(buffer) => return Some(Ok(buffer)),
-                Err(MeshError::WouldBlock(_)) => {}
-                Err(error) => return Some(Err(error.into())),
-            }
-        }
-        None
-    }
-}
-
-/// Copies one server's tensors to where they are waited for.
-fn deliver(rank: usize, landed: &Landed, pulls: &[View]) -> Result<Reply, Failure> {
-    let failed = |why: String| Failure::Peer(format!("FFN server {rank}: {why}"));
-    let [(_, Some((table, at))), (_, Some((tensors, from)))] = &landed.parts[..] else {
-        return Err(failed("a reply of another kind".to_owned()));
-    };
-    let mut bytes = vec![0; at.len()];
-    table.read(at.start, &mut bytes)?;
-    let reply = Reply::decode(&bytes, from.len()).map_err(|error| failed(error.to_string()))?;
-    let entries = match &reply.result {
-        Ok(entries) => entries,
-        Err(reason) => return Err(failed(reason.clone())),
-    };
-    if entries.len() != pulls.len() {
-        return Err(failed(format!("{} tensors came for {} pulls", entries.len(), pulls.len())));
-    }
-    for (entry, pull) in entries.iter().zip(pulls) {
-        if entry.bytes as usize > pull.bytes || entry.dtype != pull.dtype {
-            return Err(failed(format!("key {}: {} bytes came for {}", entry.key, entry.bytes, pull.bytes)));
-        }
-        if entry.bytes > 0 {
-            // SAFETY: writable and held until the request is over; the program gave it to be written to.
-            let to = unsafe { std::slice::from_raw_parts_mut(pull.address as *mut u8, entry.bytes as usize) };
-            tensors.read(from.start + entry.offset as usize, to)?;
-        }
-    }
-    Ok(reply)
-}
-
-impl Driven for Inner {
-    fn poll(&mut self) -> Result<(), MeshError> {
-        self.attention.poll()?;
-        self.land();
-        Ok(())
-    }
-
-    fn settled(&mut self) -> u64 {
-        let over = self.finished.last_key_value().map_or(0, |(handler, _)| *handler);
-        self.attention.settled().wrapping_mul(31).wrapping_add(over).wrapping_add(self.finished.len() as u64)
-    }
-
-    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        self.attention.sleep(deadline)
-    }
-}
 
 /// What a key stands for: the element type and the size of a row. The number of rows may vary.
 type Meaning = (Dtype, usize);
@@ -189,7 +24,7 @@ type Meaning = (Dtype, usize);
 /// An attention instance as StepMesh knows it.
 #[pyclass(frozen, module = "stepmesh._native")]
 pub(crate) struct Worker {
-    shared: Arc<Shared<Inner>>,
+    shared: Arc<Shared<Flights>>,
     servers: usize,
     slot_bytes: usize,
     slot_timeout: Duration,
@@ -203,10 +38,11 @@ impl Worker {
         let layout = layout(slots, slot_bytes)?;
         let (attention, waker) = attention::join(py, options, Some(layout))?;
         let flights = (0..slots).map(|_| None).collect();
-        let inner = Inner {
+        let inner = Flights {
             attention,
             flights,
             finished: BTreeMap::new(),
+            waited: VecDeque::new(),
             filling: Vec::new(),
             let_go: Vec::new(),
             next_handler: 1,
@@ -271,7 +107,7 @@ impl Worker {
             self.check_room("pull_tensors", list.bytes())?;
         }
         // Refused here, before a slot is taken.
-        request.encode(&mut Vec::new()).map_err(|error| Failure::Invalid(format!("push_tensors: {error}")))?;
+        request.check().map_err(|error| Failure::Invalid(format!("push_tensors: {error}")))?;
         let mut given = Some(pulls);
         let handler = self.shared.wait(py, self.slot_timeout, |inner| {
             let mut slot = match take_filled(&mut inner.filling, &pushes) {
@@ -326,11 +162,17 @@ impl Worker {
                 return None;
             }
             let outcome = inner.finished.get_mut(&handler).and_then(|finished| finished.outcome.take());
-            let outcome = outcome.unwrap_or_else(|| Err(unknown()));
+            let Some(outcome) = outcome else { return Some(Err(unknown())) };
+            inner.waited.push_back(handler);
+            if inner.waited.len() > REMEMBERED
+                && let Some(oldest) = inner.waited.pop_front()
+            {
+                inner.finished.remove(&oldest);
+            }
             Some(outcome.map(|()| std::mem::take(&mut inner.let_go)))
         })?;
         match ended {
-            Some(let_go) => Ok(drop(let_go)),
+            Some(_let_go) => Ok(()),
             None => Err(Failure::Timeout(format!("handler {handler}: no answer after {timeout:?}")).into()),
         }
     }
@@ -427,7 +269,7 @@ impl Worker {
                 }
             };
             let over = inner.attention.is_over(ticket) && inner.flights.iter().all(Option::is_none);
-            over.then(|| Ok(drop(inner.attention.take(ticket)?)))
+            over.then(|| inner.attention.take(ticket).map(drop).map_err(Failure::from))
         })?;
         Ok(said.ok_or_else(|| Failure::Timeout(format!("the servers do not answer after {timeout:?}")))?)
     }
@@ -452,13 +294,17 @@ impl Worker {
     fn entries(&self, views: &[View], keys: &[u64], kind: &str) -> Result<Vec<Entry>, Failure> {
         let mut known = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = Vec::with_capacity(views.len());
+        let mut fresh = false;
         for (index, (view, &key)) in views.iter().zip(keys).enumerate() {
             if keys[..index].contains(&key) {
                 return Err(Failure::Invalid(format!("{kind}_keys[{index}]: key {key} is there twice")));
             }
             let row_bytes = view.shape().iter().skip(1).product::<usize>() * view.dtype.bytes();
             let meaning = (view.dtype, row_bytes);
-            let (dtype, expected) = *known.get(&(kind == "push", key)).unwrap_or(&meaning);
+            let (dtype, expected) = known.get(&(kind == "push", key)).copied().unwrap_or_else(|| {
+                fresh = true;
+                meaning
+            });
             if (dtype, expected) != meaning {
                 return Err(Failure::Invalid(format!(
                     "{kind}_keys[{index}]: key {key} stands for rows of {expected} bytes of {}, not of {row_bytes} bytes \
@@ -470,7 +316,7 @@ impl Worker {
             let entry = Entry::new(key, view.dtype, view.shape());
             entries.push(entry.ok_or_else(|| Failure::Invalid(format!("{kind}_tensors[{index}]: too large")))?);
         }
-        for (view, &key) in views.iter().zip(keys) {
+        for (view, &key) in views.iter().zip(keys).filter(|_| fresh) {
             let row_bytes = view.shape().iter().skip(1).product::<usize>() * view.dtype.bytes();
             known.insert((kind == "push", key), (view.dtype, row_bytes));
         }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::time::Duration;
-use stepmesh_bench::pushpull::{Engine, Options, Row, run};
+use stepmesh_bench::pushpull::{Engine, Options, Row, ScalingOptions, run, run_scaling};
 use stepmesh_bench::{BenchError, Cpus, Report};
 use stepmesh_transport::Provider;
 
@@ -49,5 +49,23 @@ fn several_instances_answer_several_requests_at_once_after_a_while() {
     for row in rows {
         assert!(row.p50_us >= 300.0, "{row}");
         assert!(row.phases["ffn_process"] >= 300.0, "{row}");
+    }
+}
+
+/// A cost that grew with the peers would be eightfold.
+#[test]
+fn a_deployment_of_any_size_is_measured_and_a_transfer_costs_about_the_same() {
+    let cpus = match Cpus::choose(None) {
+        Err(BenchError::Cpus(_)) => return println!("skipped: one CPU"),
+        cpus => cpus.expect("CPUs"),
+    };
+    let providers = vec![Provider::Mem, Provider::Shm];
+    let options = ScalingOptions { providers, members: vec![1, 8], quick: true };
+    let mut report = Report::new(cpus, "the test");
+    run_scaling(&options, &mut report, &mut |_| ControlFlow::Continue(())).expect("a whole run");
+    let transfers: Vec<_> = report.results.iter().map(|row| row.transfers).collect();
+    assert_eq!(transfers, [1, 64, 1, 64]);
+    for row in &report.results {
+        assert!(row.cpu_us_per_transfer > 0.0 && row.relative < 4.0, "{row}");
     }
 }

@@ -10,9 +10,9 @@ use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, SlotLayout};
 use stepmesh_transport::mem::Fabric;
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider};
 
-const JOIN_SECONDS: u64 = 120;
-/// A step of a simulated network while the members join.
-const TICK: Duration = Duration::from_millis(1);
+const JOIN_SECONDS: u64 = 20;
+/// A step of a simulated network while the members join: so small that nobody's patience ends, however slow the machine.
+const TICK: Duration = Duration::from_micros(1);
 
 /// A complete deployment, driven by nobody yet.
 pub(super) struct Deployment {
@@ -29,18 +29,19 @@ impl Deployment {
         layout: &SlotLayout,
     ) -> Result<Self, BenchError> {
         let open = |end| Ok(stepmesh_transport::open(provider, &own(provider, device_options, end))?);
-        Self::over(open, || {}, members, layout)
+        Self::over(open, Clock::system, || {}, members, layout)
     }
 
-    /// The same over a simulated network, through which everything is at once.
+    /// The same over a simulated network and by its clock.
     pub(super) fn simulated(fabric: &Fabric, members: [u32; 2], layout: &SlotLayout) -> Result<Self, BenchError> {
         let numbers = std::cell::Cell::new(0);
         let open = |_| Ok(fabric.device(format!("member {}", numbers.replace(numbers.get() + 1))));
-        Self::over(open, || fabric.advance(TICK), members, layout)
+        Self::over(open, || fabric.clock(), || fabric.advance(TICK), members, layout)
     }
 
     fn over(
         open: impl Fn(usize) -> Result<Arc<dyn Device>, BenchError>,
+        clock: impl Fn() -> Clock,
         between: impl Fn(),
         [attention, ffn]: [u32; 2],
         layout: &SlotLayout,
@@ -55,12 +56,12 @@ impl Deployment {
         };
         let attention = (0..attention).map(|_| {
             let (options, device, endpoint, control) = parts(0)?;
-            Ok(AttentionMesh::with_endpoint(options, device, endpoint, control, Clock::system())?)
+            Ok(AttentionMesh::with_endpoint(options, device, endpoint, control, clock())?)
         });
         let attention = attention.collect::<Result<_, BenchError>>()?;
         let ffn = (0..ffn).map(|_| {
             let (options, device, endpoint, control) = parts(1)?;
-            Ok(FfnMesh::with_endpoint(options, device, endpoint, control, Clock::system())?)
+            Ok(FfnMesh::with_endpoint(options, device, endpoint, control, clock())?)
         });
         let mut deployment = Self { attention, ffn: ffn.collect::<Result<_, BenchError>>()? };
         deployment.complete(between)?;

@@ -1,6 +1,6 @@
 //! Peers that bounce messages of one size, beside a write-with-immediate (or a plain write) there and one back.
 
-use super::{Comparison, Libfabric, Ucx, UcxTest};
+use super::{Comparison, Libfabric, Ucx, UcxTest, turns};
 use crate::floor::Perftest;
 use crate::transport::{Mode, Pair};
 use crate::{BenchError, Cpus};
@@ -75,29 +75,13 @@ pub(crate) fn beside(
     budget: Duration,
     rounds: usize,
 ) -> Result<Vec<Result<Comparison, BenchError>>, BenchError> {
-    let mut best: Vec<Result<[f64; 2], BenchError>> = peers.iter().map(|_| Ok([f64::INFINITY; 2])).collect();
-    for _ in 0..rounds {
-        for (peer, best) in peers.iter().zip(&mut best) {
-            let Ok([ours, theirs]) = best else { continue };
-            *ours = ours.min(pair.round_trip(peer.is_plain(pair.provider), Mode::Copy, bytes, cpus, budget)?.p50_us);
-            match peer.round_trip_us(pair, bytes, cpus, budget) {
-                Ok(round_trip_us) => *theirs = theirs.min(round_trip_us),
-                Err(error) => *best = Err(error),
-            }
-        }
-    }
-    let comparison = |(peer, best): (&Bouncer, Result<[f64; 2], BenchError>)| {
-        best.map(|[ours_p50_us, peer_p50_us]| Comparison {
-            peer: peer.name().into(),
-            version: peer.version().into(),
-            provider: pair.provider.name(),
-            mode: Mode::Copy,
-            bytes,
-            reply_bytes: bytes,
-            peer_p50_us,
-            ours_p50_us,
-            ratio: ours_p50_us / peer_p50_us,
-        })
+    let found = turns::take(peers, rounds, |peer| {
+        let ours = pair.round_trip(peer.is_plain(pair.provider), Mode::Copy, bytes, cpus, budget)?;
+        Ok((ours.p50_us, peer.round_trip_us(pair, bytes, cpus, budget)))
+    })?;
+    let provider = pair.provider;
+    let comparison = |(peer, found): (&Bouncer, Result<_, _>)| {
+        found.map(|figures| Comparison::new(peer.name(), peer.version(), provider, Mode::Copy, [bytes; 2], figures))
     };
-    Ok(peers.iter().zip(best).map(comparison).collect())
+    Ok(peers.iter().zip(found).map(comparison).collect())
 }

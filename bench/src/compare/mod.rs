@@ -8,6 +8,7 @@ mod echo;
 mod libfabric;
 mod row;
 mod suite;
+mod turns;
 mod ucx;
 
 pub use bounce::Bouncer;

@@ -3,6 +3,7 @@
 use crate::transport::Mode;
 use serde::Serialize;
 use std::fmt;
+use stepmesh_transport::Provider;
 
 /// One peer next to ours, at one size. Both figures are the smallest of the medians of the rounds.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +26,30 @@ pub struct Comparison {
     pub ours_p50_us: f64,
     /// Ours / the peer's.
     pub ratio: f64,
+}
+
+impl Comparison {
+    /// Of the round trips of ours and of the peer, in microseconds.
+    pub(super) fn new(
+        peer: &str,
+        version: &str,
+        provider: Provider,
+        mode: Mode,
+        [bytes, reply_bytes]: [usize; 2],
+        [ours_p50_us, peer_p50_us]: [f64; 2],
+    ) -> Self {
+        Self {
+            peer: peer.into(),
+            version: version.into(),
+            provider: provider.name(),
+            mode,
+            bytes,
+            reply_bytes,
+            peer_p50_us,
+            ours_p50_us,
+            ratio: ours_p50_us / peer_p50_us,
+        }
+    }
 }
 
 /// A peer that could not be measured.

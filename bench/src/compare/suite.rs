@@ -1,6 +1,6 @@
 //! `compare`: every peer that is installed, at every size, over every provider, in turn with ours.
 
-use super::{Bouncer, Comparison, Echo, Failure, Libfabric, Line, ROUNDS, System, Ucx, UcxTest, beside};
+use super::{Bouncer, Comparison, Echo, Failure, Libfabric, Line, ROUNDS, System, Ucx, UcxTest, beside, turns};
 use crate::progress::{Progress, Watcher, keep, tell};
 use crate::transport::{Mode, Pair};
 use crate::{BenchError, Cpus, Report, floor, pushpull};
@@ -164,7 +164,8 @@ fn keep_all(
     Ok(failed)
 }
 
-/// Rounds of our mesh and of the peers in turn.
+/// Rounds of our mesh and of the peers in turn. The peers send from memory that they have registered: so do we over sockets;
+/// over shared memory they copy it once to the other side, and so do we.
 fn beside_mesh(
     options: &Options,
     provider: Provider,
@@ -172,29 +173,14 @@ fn beside_mesh(
     bytes: [u32; 2],
 ) -> Result<Vec<Result<Comparison, BenchError>>, BenchError> {
     let (cpus, budget) = (options.cpus, options.budget());
-    let mut best: Vec<Result<[f64; 2], BenchError>> = peers.iter().map(|_| Ok([f64::INFINITY; 2])).collect();
-    for _ in 0..options.rounds() {
-        for (peer, best) in peers.iter().zip(&mut best) {
-            let Ok([ours, theirs]) = best else { continue };
-            *ours = ours.min(pushpull::plain_round_us(provider, &options.device, bytes, cpus, options.quick)?);
-            match peer.round_trip_us(provider, bytes, cpus, budget) {
-                Ok(round_trip_us) => *theirs = theirs.min(round_trip_us),
-                Err(error) => *best = Err(error),
-            }
-        }
-    }
-    let comparison = |(peer, best): (&Echo, Result<[f64; 2], BenchError>)| {
-        best.map(|[ours_p50_us, peer_p50_us]| Comparison {
-            peer: peer.system.name().into(),
-            version: peer.version.clone(),
-            provider: provider.name(),
-            mode: Mode::Copy,
-            bytes: bytes[0] as usize,
-            reply_bytes: bytes[1] as usize,
-            peer_p50_us,
-            ours_p50_us,
-            ratio: ours_p50_us / peer_p50_us,
-        })
+    let mode = if provider == Provider::Shm { Mode::Copy } else { Mode::InPlace };
+    let found = turns::take(peers, options.rounds(), |peer| {
+        let ours = pushpull::plain_round_us(provider, &options.device, bytes, mode, cpus, options.quick)?;
+        Ok((ours, peer.round_trip_us(provider, bytes, cpus, budget)))
+    })?;
+    let comparison = |(peer, found): (&Echo, Result<_, _>)| {
+        let (name, bytes) = (peer.system.name(), bytes.map(|bytes| bytes as usize));
+        found.map(|figures| Comparison::new(name, &peer.version, provider, mode, bytes, figures))
     };
-    Ok(peers.iter().zip(best).map(comparison).collect())
+    Ok(peers.iter().zip(found).map(comparison).collect())
 }

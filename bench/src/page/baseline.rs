@@ -37,10 +37,12 @@ pub fn compare(before: &[Results], now: &[Results]) -> Vec<Moved> {
 fn moved(before: &Value, now: &Value) -> Option<Moved> {
     let (name, more_is_better) = match kind(now)? {
         Kind::Pipeline => ("efficiency", true),
-        Kind::Transport => ("ratio", now["op"] != "pingpong"),
+        Kind::Transport => ("ratio", !now["op"].as_str().is_some_and(|op| op.starts_with("pingpong"))),
         Kind::Comparison => ("ratio", false),
         Kind::PushPull if now.get("ratio").is_some() => ("ratio", false),
         Kind::PushPull => ("p50_us", false),
+        Kind::Scaling => ("cpu_us_per_transfer", false),
+        Kind::Failure => return None,
     };
     let (was, is) = (figure(before, name), figure(now, name));
     let change = is / was - 1.0;
@@ -64,6 +66,7 @@ fn identity(row: &Value) -> String {
         "op",
         "mode",
         "bytes",
+        "reply_bytes",
         "attention",
         "ffn",
         "engine",

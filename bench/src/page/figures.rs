@@ -35,7 +35,14 @@ pub(super) enum Kind {
     Comparison,
     PushPull,
     Pipeline,
+    Scaling,
+    /// A peer that could not be measured.
+    Failure,
 }
+
+/// In the order of the page.
+const KINDS: [Kind; 6] =
+    [Kind::Transport, Kind::Comparison, Kind::Failure, Kind::PushPull, Kind::Pipeline, Kind::Scaling];
 
 /// The results of one run.
 #[derive(Clone, Debug)]
@@ -95,6 +102,8 @@ pub(super) fn kind(row: &Value) -> Option<Kind> {
         () if has(&["op", "bytes", "floor"]) => Some(Kind::Transport),
         () if has(&["engine", "phases", "p50_us"]) => Some(Kind::PushPull),
         () if has(&["tpot_us", "ideal_us", "efficiency"]) => Some(Kind::Pipeline),
+        () if has(&["transfers", "cpu_us_per_transfer", "relative"]) => Some(Kind::Scaling),
+        () if has(&["peer", "failed"]) => Some(Kind::Failure),
         () => None,
     }
 }
@@ -148,6 +157,7 @@ pub(super) fn plots(results: &Results) -> Vec<Plot> {
     transport(results, &mut plots);
     push_pull(results, &mut plots);
     pipeline(results, &mut plots);
+    scaling(results, &mut plots);
     plots
 }
 
@@ -244,6 +254,15 @@ fn pipeline(results: &Results, plots: &mut Vec<Plot>) {
     }
 }
 
+fn scaling(results: &Results, plots: &mut Vec<Plot>) {
+    let mut cost = Lines::default();
+    for row in results.of(Kind::Scaling) {
+        cost.add(text(row, "provider").into(), figure(row, "attention"), figure(row, "cpu_us_per_transfer"));
+    }
+    let labels = ["instances of each side", "µs of CPU"];
+    cost.plot(plots, "scaling", "CPU time of a request with its reply", Scale::Linear, labels);
+}
+
 /// The first layers of a pipeline with these stages: who computes which microbatch when.
 fn schedule(row: &Value) -> String {
     const LAYERS: usize = 4;
@@ -272,7 +291,7 @@ fn schedule(row: &Value) -> String {
 
 /// Every suite, and what its results hold.
 fn suites(results: &Results) -> impl Iterator<Item = (Kind, Vec<&String>)> {
-    [Kind::Transport, Kind::Comparison, Kind::PushPull, Kind::Pipeline].into_iter().filter_map(|wanted| {
+    KINDS.into_iter().filter_map(|wanted| {
         let mut columns: Vec<&String> = Vec::new();
         for key in results.of(wanted).filter_map(Value::as_object).flat_map(|row| row.keys()) {
             if !columns.contains(&key) {

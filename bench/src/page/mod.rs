@@ -73,7 +73,10 @@ mod tests {
         let pipeline = json!({"clock": "wall", "provider": "shm", "attention_us": 272.0, "ffn_us": 272.0,
             "wire_us": 272.0, "layers": 61, "microbatches": 3, "runs": 5, "tpot_us": 50000.0, "ideal_us": 49776.0,
             "predicted_us": 49900.0, "efficiency": 0.99, "stall_share": {"attention": 0.01, "ffn": 0.01}});
-        [json!([transport, peer]), json!([push]), json!([pipeline])]
+        let failure = json!({"peer": "nixl", "provider": "tcp", "bytes": 8, "failed": "no such backend"});
+        let scaling = json!({"provider": "mem", "attention": 16, "ffn": 16, "transfers": 256, "round_us": 500.0,
+            "cpu_us_per_transfer": 2.5, "relative": 1.2});
+        [json!([transport, peer, failure]), json!([push]), json!([pipeline]), json!([scaling])]
             .into_iter()
             .map(|results| json!({"machine": machine, "command": "stepmesh bench <x>", "results": results}).to_string())
             .map(|text| Results::parse("a file", &text).expect("results"))
@@ -84,8 +87,8 @@ mod tests {
     fn a_page_holds_the_machine_the_command_a_plot_and_every_row_of_each_suite() {
         let page = html(&results());
         assert!(page.contains("A &lt;CPU&gt;") && page.contains("stepmesh bench &lt;x&gt;") && !page.contains("NaN"));
-        assert!(page.matches("<svg").count() >= 5, "{}", page.matches("<svg").count());
-        for row in ["pingpong", "ucx_am", "in_place", "49776"] {
+        assert!(page.matches("<svg").count() >= 6, "{}", page.matches("<svg").count());
+        for row in ["pingpong", "ucx_am", "no such backend", "in_place", "49776", "cpu_us_per_transfer"] {
             assert!(page.contains(row), "{row}");
         }
         let names: Vec<_> = plots(&results()).into_iter().map(|plot| plot.name).collect();

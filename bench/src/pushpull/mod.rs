@@ -126,16 +126,17 @@ struct Plan {
     payload: Payload,
 }
 
-/// The median of rounds with one tensor of so many bytes there and one back, each copied once.
+/// The median of rounds with one tensor of so many bytes there and one back.
 pub(crate) fn plain_round_us(
     provider: Provider,
     device: &DeviceOptions,
     bytes: [u32; 2],
+    mode: Mode,
     cpus: Cpus,
     quick: bool,
 ) -> Result<f64, BenchError> {
     let options = Options { quick, device: device.clone(), ..Options::new(provider, cpus) };
-    let plan = Plan { engine: Engine::Caller, mode: Mode::Copy, payload: Payload::plain(bytes) };
+    let plan = Plan { engine: Engine::Caller, mode, payload: Payload::plain(bytes) };
     row::round_us(&options, &plan)
 }
 

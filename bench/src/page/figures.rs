@@ -162,7 +162,9 @@ pub(super) fn plots(results: &Results) -> Vec<Plot> {
 }
 
 fn transport(results: &Results, plots: &mut Vec<Plot>) {
-    let (mut latency, mut bandwidth, mut peers) = (Lines::default(), Lines::default(), Lines::default());
+    let (mut latency, mut bandwidth) = (Lines::default(), Lines::default());
+    // One plot for each provider and each kind of exchange: more lines than that nobody can tell apart.
+    let mut peers: BTreeMap<(&str, bool), Lines> = BTreeMap::new();
     for row in results.of(Kind::Transport) {
         let (provider, op, mode, bytes) =
             (text(row, "provider"), text(row, "op"), text(row, "mode"), figure(row, "bytes"));
@@ -178,13 +180,21 @@ fn transport(results: &Results, plots: &mut Vec<Plot>) {
     for row in results.of(Kind::Comparison) {
         // A request and its reply, or one size both ways.
         let is_echo = row["reply_bytes"].as_f64().is_some_and(|reply| reply != figure(row, "bytes"));
-        let provider = format!("{}{}", text(row, "provider"), if is_echo { ", mesh" } else { "" });
-        peers.add(format!("ours, {provider}"), figure(row, "bytes"), figure(row, "ours_p50_us"));
-        peers.add(format!("{}, {provider}", text(row, "peer")), figure(row, "bytes"), figure(row, "peer_p50_us"));
+        let lines = peers.entry((text(row, "provider"), is_echo)).or_default();
+        lines.add("ours".into(), figure(row, "bytes"), figure(row, "ours_p50_us"));
+        lines.add(text(row, "peer").into(), figure(row, "bytes"), figure(row, "peer_p50_us"));
     }
     latency.plot(plots, "transport-latency", "Round trip of a transport, median", Scale::Log, ["bytes each way", "µs"]);
     bandwidth.plot(plots, "transport-bandwidth", "Streams of a transport", Scale::Log, ["bytes of a transfer", "GB/s"]);
-    peers.plot(plots, "compare", "Round trip beside other systems, median", Scale::Log, ["bytes each way", "µs"]);
+    for ((provider, is_echo), lines) in peers {
+        let (name, title, bytes) = if is_echo {
+            (format!("compare-{provider}-mesh"), "Requests and replies over", "bytes there")
+        } else {
+            (format!("compare-{provider}"), "Messages that bounce over", "bytes each way")
+        };
+        let title = format!("{title} {provider}, beside other systems, median");
+        lines.plot(plots, &name, &title, Scale::Log, [bytes, "µs"]);
+    }
 }
 
 fn push_pull(results: &Results, plots: &mut Vec<Plot>) {

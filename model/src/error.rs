@@ -217,4 +217,28 @@ pub enum ModelError {
         /// The vocabulary index of the first such logit.
         token: usize,
     },
+    /// A sampling option that makes no sense.
+    #[error("{option} is {value}; it must be {expected}")]
+    Sampling {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: f32,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A tokenizer's file that cannot be used, or a text that it fails on.
+    #[error("{file}: {reason}")]
+    Tokenizer {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A conversation that cannot be written as the model wants it.
+    #[error("chat template: {reason}")]
+    ChatTemplate {
+        /// What is wrong.
+        reason: String,
+    },
 }

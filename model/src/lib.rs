@@ -19,10 +19,12 @@ mod fuzz_inputs;
 #[doc(hidden)]
 pub mod fuzzing;
 mod kernel;
+mod sampling;
 mod shard;
 mod size;
 mod stage;
 mod tensor;
+mod text;
 mod wire;
 
 pub use cache::{BLOCK_TOKENS, CacheStats, KvCache, SequenceId};
@@ -31,7 +33,9 @@ pub use config::ModelConfig;
 pub use cpu::{CpuAttention, CpuFfn};
 pub use dtype::Dtype;
 pub use error::ModelError;
+pub use sampling::{Sampler, SamplingOptions, greedy, log_probability};
 pub use shard::Shard;
 pub use size::ParameterCount;
-pub use stage::{AttentionStage, FfnInput, FfnStage, Row, greedy};
+pub use stage::{AttentionStage, FfnInput, FfnStage, Row};
+pub use text::{ChatMessage, Detokenizer, Text};
 pub use wire::WireDtype;

@@ -107,40 +107,7 @@ pub trait FfnStage: Send {
     fn forward(&mut self, layer: usize, segments: &[FfnInput<'_>], out: &mut [f32]) -> Result<(), ModelError>;
 }
 
-/// The most likely token of one row of logits, the lowest id among equals.
-///
-/// # Errors
-/// [`ModelError::NanLogit`] if a logit is NaN; [`ModelError::Length`] if there are none.
-pub fn greedy(logits: &[f32]) -> Result<u32, ModelError> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, logit) in logits.iter().enumerate() {
-        if logit.is_nan() {
-            return Err(ModelError::NanLogit { token });
-        }
-        if *logit > best.1 {
-            best = (token, *logit);
-        }
-    }
-    if logits.is_empty() {
-        return Err(ModelError::Length { argument: "logits", found: 0, expected: 1 });
-    }
-    Ok(best.0 as u32)
-}
-
 /// Checks the length of a buffer that a caller handed in.
 pub(crate) fn check_len(argument: &'static str, found: usize, expected: usize) -> Result<(), ModelError> {
     if found == expected { Ok(()) } else { Err(ModelError::Length { argument, found, expected }) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn greedy_takes_the_lowest_id_among_equals_and_refuses_nan() {
-        assert_eq!(greedy(&[1.0, 3.0, 3.0, -1.0]).unwrap(), 1);
-        assert_eq!(greedy(&[f32::NEG_INFINITY; 3]).unwrap(), 0);
-        assert!(greedy(&[0.0, f32::NAN]).unwrap_err().to_string().contains("logit 1 is NaN"));
-        assert!(greedy(&[]).is_err());
-    }
 }

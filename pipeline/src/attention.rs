@@ -1,18 +1,19 @@
 //! The attention daemon's loop: `M` microbatches in turn through attention, the wire, and the FFN instances.
 
+mod finish;
 mod sequences;
 
 use crate::figures::Figures;
 use crate::layout::{EXPERT_IDS, EXPERT_WEIGHTS, HIDDEN, StageTag, header_dtype, wire_dtype};
 use crate::microbatch::{Microbatch, Phase};
 use crate::options::Notice;
-use crate::sequence::{Outbox, Sequence, deal};
+use crate::sequence::{Admitted, Outbox, Sequence, deal};
 use crate::{DaemonError, Step};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::{AttentionMesh, MeshError, Request, Ticket, TicketFailure, TicketStatus};
-use stepmesh_model::{AttentionStage, KvCache, Row, WireDtype, greedy};
-use stepmesh_proto::control::{self, GenerateRequest, failed::Kind, sequence_event::Body};
+use stepmesh_model::{AttentionStage, KvCache, Row, WireDtype};
+use stepmesh_proto::control::failed::Kind;
 use stepmesh_proto::{Dtype as WireElement, Part};
 
 /// An attention instance at work.
@@ -24,7 +25,7 @@ pub struct AttentionExecutor {
     wire: WireDtype,
     max_rows: usize,
     microbatches: Vec<Microbatch>,
-    queue: VecDeque<(u64, GenerateRequest)>,
+    queue: VecDeque<Admitted>,
     queue_limit: usize,
     turn: usize,
     partials: Vec<Vec<f32>>,
@@ -88,8 +89,8 @@ impl AttentionExecutor {
     /// Takes no more sequences; those that wait are refused, those that run go on.
     pub fn drain(&mut self) {
         self.draining = true;
-        while let Some((number, _)) = self.queue.pop_front() {
-            self.outbox.fail(number, Kind::Overloaded, "this attention instance is shutting down");
+        while let Some(waiting) = self.queue.pop_front() {
+            self.outbox.fail(waiting.number, Kind::Overloaded, "this attention instance is shutting down");
         }
     }
 
@@ -323,56 +324,6 @@ impl AttentionExecutor {
             Err(MeshError::NotLinked(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(())
-    }
-
-    /// After the last layer: the next token of every sequence whose rows are all done.
-    fn finish_step(&mut self, index: usize) -> Result<(), DaemonError> {
-        let microbatch = &mut self.microbatches[index];
-        let (hidden, vocabulary) = (self.stage.config().hidden_size, self.stage.config().vocab_size);
-        let mut row = 0;
-        for (sequence, &rows) in microbatch.sequences.iter_mut().zip(&microbatch.counts) {
-            row += rows;
-            sequence.done += rows;
-            if sequence.pending() > 0 || sequence.cancelled || rows == 0 {
-                continue;
-            }
-            self.logits.resize(vocabulary, 0.0);
-            self.stage.logits(&microbatch.x[(row - 1) * hidden..row * hidden], &mut self.logits)?;
-            let token = greedy(&self.logits)?;
-            let now_ns = self.mesh.clock().now_ns();
-            let elapsed_ns = now_ns.saturating_sub(sequence.last_ns);
-            sequence.last_ns = now_ns;
-            sequence.tokens.push(token);
-            sequence.generated += 1;
-            self.figures.tokens += 1;
-            let logits = if sequence.logits {
-                self.logits.iter().flat_map(|logit| logit.to_le_bytes()).collect()
-            } else {
-                Vec::new()
-            };
-            let attention_rank = self.mesh.rank().unwrap_or_default();
-            let event = control::Token { token, elapsed_ns, logits, attention_rank, microbatch: index as u32 };
-            self.outbox.events.push_back((sequence.number, Body::Token(event)));
-        }
-        let eos = &self.stage.config().eos_token_ids;
-        let (cache, outbox) = (&mut self.cache, &mut self.outbox);
-        microbatch.sequences.retain(|sequence| {
-            let last = sequence.tokens.last().filter(|_| sequence.generated > 0);
-            let at_eos = !sequence.ignore_eos && last.is_some_and(|token| eos.contains(token));
-            let reason = match () {
-                () if sequence.cancelled => None,
-                () if at_eos => Some(control::finished::Reason::Eos),
-                () if sequence.generated == sequence.max_new_tokens => Some(control::finished::Reason::Length),
-                () => return true,
-            };
-            let _ = cache.free(sequence.cache);
-            if let Some(reason) = reason {
-                let finished = control::Finished { reason: reason as i32, tokens: sequence.generated };
-                outbox.events.push_back((sequence.number, Body::Finished(finished)));
-            }
-            false
-        });
         Ok(())
     }
 }

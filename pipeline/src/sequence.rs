@@ -2,8 +2,11 @@
 
 use crate::Notice;
 use std::collections::VecDeque;
-use stepmesh_model::{ModelConfig, SequenceId};
+use stepmesh_model::{ModelConfig, ModelError, Sampler, SamplingOptions, SequenceId};
 use stepmesh_proto::control::{self, GenerateRequest, failed::Kind, sequence_event::Body};
+
+/// Stop tokens are looked through for every token.
+const MOST_STOP_TOKENS: usize = 64;
 
 /// What an executor has to say: events of sequences for the scheduler, notices for whoever started the daemon.
 #[derive(Debug, Default)]
@@ -19,7 +22,23 @@ impl Outbox {
     }
 }
 
-/// A request that was checked, on its way through the microbatches.
+/// A request that was checked and waits for room.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// The scheduler's number.
+    pub(crate) number: u64,
+    pub(crate) request: GenerateRequest,
+    pub(crate) sampler: Sampler,
+}
+
+impl Admitted {
+    /// Tokens that the sequence may come to have.
+    pub(crate) fn length(&self) -> usize {
+        self.request.prompt.len() + self.request.max_new_tokens as usize
+    }
+}
+
+/// A sequence on its way through the microbatches.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     /// The scheduler's number.
@@ -34,13 +53,19 @@ pub(crate) struct Sequence {
     pub(crate) max_new_tokens: u32,
     pub(crate) ignore_eos: bool,
     pub(crate) logits: bool,
+    pub(crate) sampler: Sampler,
+    /// Tokens that end it, beside the model's own.
+    pub(crate) stop_tokens: Vec<u32>,
+    /// Whether the prompt's log probabilities were asked for.
+    pub(crate) score_prompt: bool,
     pub(crate) cancelled: bool,
     /// When the previous token came, or the admission.
     pub(crate) last_ns: u64,
 }
 
 impl Sequence {
-    pub(crate) fn new(number: u64, cache: SequenceId, request: GenerateRequest, now_ns: u64) -> Self {
+    pub(crate) fn new(request: Admitted, cache: SequenceId, now_ns: u64) -> Self {
+        let Admitted { number, request, sampler } = request;
         Self {
             number,
             cache,
@@ -50,6 +75,9 @@ impl Sequence {
             max_new_tokens: request.max_new_tokens,
             ignore_eos: request.ignore_eos,
             logits: request.logits,
+            sampler,
+            stop_tokens: request.stop_tokens,
+            score_prompt: request.score_prompt,
             cancelled: false,
             last_ns: now_ns,
         }
@@ -62,12 +90,35 @@ impl Sequence {
 }
 
 /// Refuses what can never be decoded, in words that name the value and its limit.
-pub(crate) fn check(request: &GenerateRequest, config: &ModelConfig, kv_tokens: usize) -> Result<usize, String> {
+pub(crate) fn admit(
+    number: u64,
+    request: GenerateRequest,
+    config: &ModelConfig,
+    kv_tokens: usize,
+) -> Result<Admitted, String> {
+    check(&request, config, kv_tokens)?;
+    let sampler = Sampler::new(sampling(&request)).map_err(|error: ModelError| error.to_string())?;
+    Ok(Admitted { number, request, sampler })
+}
+
+fn sampling(request: &GenerateRequest) -> SamplingOptions {
+    request.sampling.map_or_else(SamplingOptions::default, |asked| SamplingOptions {
+        temperature: asked.temperature,
+        top_k: asked.top_k,
+        top_p: asked.top_p,
+        seed: asked.seed,
+    })
+}
+
+fn check(request: &GenerateRequest, config: &ModelConfig, kv_tokens: usize) -> Result<(), String> {
     if request.prompt.is_empty() {
         return Err("the prompt is empty".into());
     }
-    if request.max_new_tokens == 0 {
+    if request.max_new_tokens == 0 && !request.score_prompt {
         return Err("max_new_tokens is 0: ask for one token at least".into());
+    }
+    if request.stop_tokens.len() > MOST_STOP_TOKENS {
+        return Err(format!("{} stop tokens are more than {MOST_STOP_TOKENS}", request.stop_tokens.len()));
     }
     if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= config.vocab_size) {
         return Err(format!("token {token} of the prompt is outside the vocabulary of {}", config.vocab_size));
@@ -85,7 +136,7 @@ pub(crate) fn check(request: &GenerateRequest, config: &ModelConfig, kv_tokens: 
             request.max_new_tokens
         ));
     }
-    Ok(length)
+    Ok(())
 }
 
 /// Rows of a step for each sequence: one each first, so that decoding goes on beside a long prompt, then what is left

@@ -147,6 +147,7 @@ impl World {
                         begin = Some(now);
                     }
                 }
+                Body::Scores(_) => {}
                 Body::Finished(_) => open -= 1,
                 Body::Failed(failed) => return Err(BenchError::Sequence(failed.message)),
             }

@@ -114,7 +114,7 @@ impl Generation {
                 return Err(refusal(&self.url, &status));
             }
         };
-        self.over = !matches!(event, Body::Token(_));
+        self.over = matches!(event, Body::Finished(_) | Body::Failed(_));
         Ok(Some(event))
     }
 

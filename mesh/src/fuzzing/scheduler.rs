@@ -31,7 +31,7 @@ impl Members {
                 Action::End { session, .. } => assert!(self.ended.insert(session), "{session:?} ended twice"),
                 Action::Deliver { sequence, event } => {
                     assert!(!self.finished.contains(&sequence), "{sequence:?} goes on after its end");
-                    if !matches!(event, sequence_event::Body::Token(_)) {
+                    if matches!(event, sequence_event::Body::Finished(_) | sequence_event::Body::Failed(_)) {
                         self.finished.insert(sequence);
                     }
                 }

@@ -180,6 +180,7 @@ impl Keeper {
         let Some(client) = self.sequences.get(&sequence) else { return };
         let (body, last) = match event {
             Progress::Token(token) => (generate_event::Body::Token(token), false),
+            Progress::Scores(scores) => (generate_event::Body::Scores(scores), false),
             Progress::Finished(finished) => (generate_event::Body::Finished(finished), true),
             Progress::Failed(failed) => (generate_event::Body::Failed(failed), true),
         };

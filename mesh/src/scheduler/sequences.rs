@@ -93,7 +93,7 @@ impl Sequences {
         if let Progress::Failed(failed) = &mut event {
             failed.message = clip(std::mem::take(&mut failed.message), MAX_MESSAGE_BYTES);
         }
-        if !matches!(event, Progress::Token(_)) {
+        if matches!(event, Progress::Finished(_) | Progress::Failed(_)) {
             self.finish(sequence);
         }
         out.push(Action::Deliver { sequence: SequenceId(sequence), event });

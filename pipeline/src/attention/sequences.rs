@@ -4,7 +4,7 @@ use super::AttentionExecutor;
 use crate::DaemonError;
 use crate::microbatch::Phase;
 use crate::options::Notice;
-use crate::sequence::{Sequence, check};
+use crate::sequence::{Sequence, admit};
 use stepmesh_mesh::{MeshError, MeshEvent, Role};
 use stepmesh_model::ModelError;
 use stepmesh_proto::control::{self, failed::Kind, from_member, to_member};
@@ -37,17 +37,19 @@ impl AttentionExecutor {
                 let Some(request) = start.request else { return Ok(()) };
                 if self.draining {
                     self.outbox.fail(start.sequence, Kind::Overloaded, "this attention instance is shutting down");
-                } else if let Err(reason) = check(&request, self.stage.config(), self.kv_tokens) {
-                    self.outbox.fail(start.sequence, Kind::Invalid, reason);
-                } else if self.queue.len() >= self.queue_limit {
-                    let message = format!("{} sequences wait already: try again later", self.queue.len());
-                    self.outbox.fail(start.sequence, Kind::Overloaded, message);
-                } else {
-                    self.queue.push_back((start.sequence, request));
+                    return Ok(());
+                }
+                match admit(start.sequence, request, self.stage.config(), self.kv_tokens) {
+                    Err(reason) => self.outbox.fail(start.sequence, Kind::Invalid, reason),
+                    Ok(_) if self.queue.len() >= self.queue_limit => {
+                        let message = format!("{} sequences wait already: try again later", self.queue.len());
+                        self.outbox.fail(start.sequence, Kind::Overloaded, message);
+                    }
+                    Ok(admitted) => self.queue.push_back(admitted),
                 }
             }
             to_member::Body::CancelSequence(cancel) => {
-                self.queue.retain(|(number, _)| *number != cancel.sequence);
+                self.queue.retain(|waiting| waiting.number != cancel.sequence);
                 for sequence in self.microbatches.iter_mut().flat_map(|m| m.sequences.iter_mut().chain(&mut m.joining))
                 {
                     sequence.cancelled |= sequence.number == cancel.sequence;
@@ -94,24 +96,23 @@ impl AttentionExecutor {
 
     /// Moves waiting requests into the microbatches while the cache has room.
     pub(super) fn admit(&mut self) {
-        while let Some((_, request)) = self.queue.front() {
+        while let Some(waiting) = self.queue.front() {
             let Some(index) = (0..self.microbatches.len())
                 .min_by_key(|&index| self.microbatches[index].load())
                 .filter(|&index| self.microbatches[index].load() < self.max_rows)
             else {
                 return;
             };
-            let length = request.prompt.len() + request.max_new_tokens as usize;
-            match self.cache.reserve(length) {
+            match self.cache.reserve(waiting.length()) {
                 Ok(cache) => {
-                    let Some((number, request)) = self.queue.pop_front() else { return };
+                    let Some(admitted) = self.queue.pop_front() else { return };
                     let now_ns = self.mesh.clock().now_ns();
-                    self.microbatches[index].joining.push(Sequence::new(number, cache, request, now_ns));
+                    self.microbatches[index].joining.push(Sequence::new(admitted, cache, now_ns));
                 }
                 Err(ModelError::CacheFull { .. }) => return,
                 Err(error) => {
-                    let Some((number, _)) = self.queue.pop_front() else { return };
-                    self.outbox.fail(number, Kind::Invalid, error.to_string());
+                    let Some(refused) = self.queue.pop_front() else { return };
+                    self.outbox.fail(refused.number, Kind::Invalid, error.to_string());
                 }
             }
         }
@@ -121,8 +122,8 @@ impl AttentionExecutor {
         for index in 0..self.microbatches.len() {
             self.fail_microbatch(index, kind, message);
         }
-        while let Some((number, _)) = self.queue.pop_front() {
-            self.outbox.fail(number, kind, message);
+        while let Some(waiting) = self.queue.pop_front() {
+            self.outbox.fail(waiting.number, kind, message);
         }
     }
 

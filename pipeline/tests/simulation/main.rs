@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use stepmesh_model::{
     AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, ModelError, Row,
-    Shard,
+    Shard, log_probability,
 };
-use stepmesh_proto::control::GenerateRequest;
+use stepmesh_proto::control::{GenerateRequest, Sampling};
 use stepmesh_transport::mem::FaultPlan;
 use world::{Outcome, Shape, Stages, World};
 
@@ -171,6 +171,85 @@ fn every_deployment_decodes_the_golden_tokens() {
                     assert_eq!(client.tokens, case.greedy[..8], "{attention}A{ffn}F, {microbatches} microbatches");
                 }
             }
+        }
+    }
+}
+
+/// Decodes what is asked on a 2A2F deployment whose microbatches take `max_rows` rows.
+fn decode(max_rows: u32, requests: &[GenerateRequest]) -> Vec<world::Client> {
+    let tiny = Tiny::load(2);
+    let mut world = World::new(Shape { max_rows, ..shape(5, 2, 2, 3) }, &tiny);
+    until(&mut world, "joining", |world| world.is_complete());
+    let sequences: Vec<_> = requests.iter().map(|request| world.generate(request.clone()).unwrap()).collect();
+    until(&mut world, "decoding", |world| world.clients.values().all(|client| client.outcome.is_some()));
+    sequences.iter().map(|sequence| world.clients[sequence].clone()).collect()
+}
+
+#[test]
+fn a_prompts_scores_are_the_golden_log_probabilities_however_the_prompt_is_cut() {
+    let bytes = std::fs::read(format!("{FIXTURE}/golden_f32.safetensors")).unwrap();
+    let golden_logits = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let requests: Vec<_> = golden()
+        .iter()
+        .enumerate()
+        .map(|(index, case)| GenerateRequest {
+            prompt: [case.prompt.as_slice(), &case.greedy].concat(),
+            // One asks for scores and tokens.
+            max_new_tokens: if index == 0 { 2 } else { 0 },
+            score_prompt: true,
+            ..Default::default()
+        })
+        .collect();
+    let whole = decode(64, &requests);
+    for (index, (case, client)) in golden().iter().zip(&whole).enumerate() {
+        assert_eq!(client.outcome, Some(Outcome::Finished));
+        assert_eq!(
+            (client.scores.len(), client.tokens.len()),
+            (requests[index].prompt.len() - 1, if index == 0 { 2 } else { 0 })
+        );
+        let logits = golden_logits.tensor(&format!("logits.{index}")).unwrap();
+        let (words, _) = logits.data().as_chunks::<4>();
+        let logits: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        let expected =
+            logits.chunks_exact(512).zip(&case.greedy).map(|(row, token)| log_probability(row, *token).unwrap());
+        for (found, expected) in client.scores[case.prompt.len() - 1..].iter().zip(expected) {
+            assert!((found - expected).abs() < 2e-5, "{found} {expected}");
+        }
+    }
+    for (whole, cut) in whole.iter().zip(decode(7, &requests)) {
+        assert_eq!((&whole.scores, &whole.tokens), (&cut.scores, &cut.tokens));
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_tokens_alone_and_among_others_and_a_stop_token_ends() {
+    let sampled = |case: usize, seed| GenerateRequest {
+        sampling: Some(Sampling { temperature: 1.0, top_k: 40, top_p: 0.9, seed }),
+        ..request(&golden()[case].prompt, 12)
+    };
+    let alone = decode(32, &[sampled(0, 1)]).remove(0);
+    let together = decode(32, &[sampled(1, 1), sampled(0, 1), sampled(0, 2)]);
+    assert_eq!(alone.tokens, together[1].tokens);
+    assert_ne!(alone.tokens, together[2].tokens);
+    let stop = alone.tokens[5];
+    let place = alone.tokens.iter().position(|token| *token == stop).unwrap();
+    let stopped = decode(32, &[GenerateRequest { stop_tokens: vec![stop], ..sampled(0, 1) }]).remove(0);
+    assert_eq!(stopped.tokens, alone.tokens[..=place]);
+}
+
+#[test]
+fn sampling_that_makes_no_sense_is_refused() {
+    let asked = Sampling { temperature: -1.0, top_k: 0, top_p: 1.0, seed: 0 };
+    let [refused, nothing] = [
+        GenerateRequest { sampling: Some(asked), ..request(&[1], 1) },
+        GenerateRequest { max_new_tokens: 0, ..request(&[1], 1) },
+    ];
+    for (request, named) in [(refused, "temperature is -1"), (nothing, "max_new_tokens is 0")] {
+        match decode(8, &[request]).remove(0).outcome {
+            Some(Outcome::Failed(message)) => {
+                assert!(message.starts_with("Invalid") && message.contains(named), "{message}")
+            }
+            other => panic!("{other:?}"),
         }
     }
 }

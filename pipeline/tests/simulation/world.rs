@@ -41,6 +41,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Client {
     pub(crate) tokens: Vec<u32>,
+    pub(crate) scores: Vec<f32>,
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -320,6 +321,7 @@ impl World {
                     assert!(client.outcome.is_none(), "an event after the end");
                     match event {
                         Body::Token(token) => client.tokens.push(token.token),
+                        Body::Scores(scores) => client.scores.extend(scores.log_probabilities),
                         Body::Finished(_) => client.outcome = Some(Outcome::Finished),
                         Body::Failed(failed) => {
                             client.outcome = Some(Outcome::Failed(format!("{:?}: {}", failed.kind(), failed.message)));

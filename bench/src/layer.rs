@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use stepmesh_model::{
-    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, KvCache, ModelError, Row, Shard,
+    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, Hidden, KvCache, ModelError, Row,
+    Shard,
 };
 
 /// The layer that is measured: the checkpoint's first MoE layer.
@@ -84,7 +85,7 @@ impl TinyLayer {
     /// # Errors
     /// None that [`TinyLayer::load`] has not met.
     pub fn feed_forward(&mut self) -> Result<(), ModelError> {
-        let input = FfnInput { hidden: &self.y, experts: &self.experts, weights: &self.weights };
+        let input = FfnInput { hidden: Hidden::Plain(&self.y), experts: &self.experts, weights: &self.weights };
         self.ffn.forward(LAYER, &[input], &mut self.out)
     }
 

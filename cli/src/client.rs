@@ -4,7 +4,7 @@ use crate::decode::Request;
 use crate::error::CliError;
 use crate::settings::Secret;
 use std::time::Duration;
-use stepmesh_mesh::control::{self, ConnectOptions, ControlError, Token};
+use stepmesh_mesh::control::{self, ConnectOptions, ControlError, Generation, Token};
 use stepmesh_proto::control::generate_event::Body;
 use stepmesh_proto::control::{Bucket, GenerateRequest, MemberStats, failed};
 
@@ -53,20 +53,17 @@ impl Client {
         Ok(())
     }
 
+    /// Starts one sequence, whose events come as they happen; it is cancelled when they are dropped.
+    pub(crate) async fn start(&self, request: GenerateRequest) -> Result<Generation, ControlError> {
+        self.0.generate(request).await
+    }
+
     /// Decodes one sequence; `observe` sees each token as it comes.
     pub(crate) async fn generate(&self, request: Request, mut observe: impl FnMut(Piece)) -> Result<(), CliError> {
-        let mut events = self
-            .0
-            .generate(GenerateRequest {
-                prompt: request.prompt,
-                max_new_tokens: request.max_new_tokens,
-                ignore_eos: request.ignore_eos,
-                logits: request.logits,
-                attention_rank: None,
-            })
-            .await?;
+        let mut events = self.start(request.into()).await?;
         loop {
             match events.next().await? {
+                Some(Body::Scores(_)) => {}
                 Some(Body::Token(token)) => {
                     observe(Piece { token: token.token, elapsed_ns: token.elapsed_ns, logits: token.logits });
                 }
@@ -83,6 +80,19 @@ impl Client {
     /// All attention instances' figures since the last reset.
     pub(crate) async fn stats(&self, reset: bool) -> Result<Vec<Figures>, CliError> {
         Ok(self.0.stats(reset).await?.members.into_iter().map(Figures::from).collect())
+    }
+}
+
+impl From<Request> for GenerateRequest {
+    fn from(request: Request) -> Self {
+        Self {
+            prompt: request.prompt,
+            max_new_tokens: request.max_new_tokens,
+            ignore_eos: request.ignore_eos,
+            logits: request.logits,
+            sampling: request.sampling,
+            ..Self::default()
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Piece};
 use crate::error::CliError;
+use stepmesh_proto::control::Sampling;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -12,6 +13,8 @@ pub(crate) struct Request {
     pub(crate) max_new_tokens: u32,
     pub(crate) ignore_eos: bool,
     pub(crate) logits: bool,
+    /// Greedy where absent.
+    pub(crate) sampling: Option<Sampling>,
 }
 
 /// What one sequence became.

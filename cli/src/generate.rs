@@ -50,6 +50,7 @@ pub(crate) fn run(arguments: GenerateArguments) -> Result<(), CliError> {
             max_new_tokens: arguments.prompts.max_new_tokens,
             ignore_eos: arguments.prompts.ignores_eos(),
             logits: false,
+            sampling: None,
         })
         .collect();
     let target = Target { url: arguments.scheduler, token };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use stepmesh_model::{
-    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, KvCache, Row, Shard, greedy,
+    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, Hidden, KvCache, Row, Shard, greedy,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 if moe > 0 {
                     attention.route(layer, &y, &mut ids, &mut weights)?;
                 }
-                let input = FfnInput { hidden: &y, experts: &ids[..moe], weights: &weights[..moe] };
+                let input = FfnInput { hidden: Hidden::Plain(&y), experts: &ids[..moe], weights: &weights[..moe] };
                 let start = Instant::now();
                 ffn.forward(layer, &[input], &mut f)?;
                 ffn_time += start.elapsed();

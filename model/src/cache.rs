@@ -77,9 +77,10 @@ impl KvCache {
             .filter(|_| u32::try_from(blocks).is_ok())
             .ok_or_else(|| wrong("that is more than can be addressed"))?;
         let no_memory = |_| wrong("there is not that much memory");
-        let values = match dtype {
-            Dtype::F32 => Values::F32(zeroed(elements).map_err(no_memory)?),
-            Dtype::Bf16 => Values::Bf16(zeroed(elements).map_err(no_memory)?),
+        let values = if dtype.rounds() {
+            Values::Bf16(zeroed(elements).map_err(no_memory)?)
+        } else {
+            Values::F32(zeroed(elements).map_err(no_memory)?)
         };
         Ok(Self {
             layers: config.num_layers,

@@ -5,6 +5,7 @@ mod fields;
 use std::path::Path;
 
 use crate::ModelError;
+use crate::fp8::FP8_GROUP;
 use fields::Fields;
 
 /// Step-3's text model: sizes, layer kinds and token ids (paper, Table 1).
@@ -83,6 +84,8 @@ impl ModelConfig {
         let text = outer.object("text_config")?;
         let fields = text.as_ref().unwrap_or(&outer);
         refuse_other_models(fields)?;
+        refuse_other_quantisation(&outer)?;
+        refuse_other_quantisation(fields)?;
 
         let size = |name| fields.size(name, LARGEST_SIZE);
         let num_layers = fields.size("num_hidden_layers", MOST_LAYERS)?;
@@ -167,6 +170,27 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<(), ModelError> {
         None | Some(1) => Ok(()),
         Some(groups) => {
             Err(fields.error("num_attention_groups", format!("is {groups}; Step-3 shares 1 key/value head (use 1)")))
+        }
+    }
+}
+
+/// Which tensors are quantised, their own types say; what their scales mean, only this.
+fn refuse_other_quantisation(fields: &Fields<'_>) -> Result<(), ModelError> {
+    let Some(quantisation) = fields.object("quantization_config")? else { return Ok(()) };
+    for (name, known) in [("quant_method", "fp8"), ("fmt", "e4m3"), ("activation_scheme", "dynamic")] {
+        if let Some(found) = quantisation.text(name)?
+            && found != known
+        {
+            return Err(
+                quantisation.error(name, format!("is `{found}`; of quantised checkpoints only `{known}` is known"))
+            );
+        }
+    }
+    match quantisation.layer_list("weight_block_size")? {
+        Some(block) if block == [FP8_GROUP, FP8_GROUP] => Ok(()),
+        found => {
+            let found = found.map_or("missing".to_owned(), |block| format!("{block:?}"));
+            Err(quantisation.error("weight_block_size", format!("is {found}; blocks of [128, 128] are known")))
         }
     }
 }

@@ -7,6 +7,7 @@ mod mlp;
 
 pub use attention::CpuAttention;
 pub use ffn::CpuFfn;
+pub use load::{LoadOptions, LoadProgress};
 
 /// The first `len` elements of a scratch buffer, which grows to the largest batch seen and then stays.
 fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {

@@ -2,47 +2,62 @@
 
 use half::bf16;
 
-/// The type that weights and cache are stored in and that activations are rounded to.
+/// What is computed in: what activations are rounded to, what the cache stores, and how FP8 weights are multiplied.
 ///
-/// Activations always travel in `f32` buffers; with [`Dtype::Bf16`] every value in them is one that bf16 can
-/// represent, and sums are accumulated in f32 before they are rounded.
+/// Activations always travel in `f32` buffers; where they are rounded to bf16, every value in them is one that bf16 can
+/// represent. Sums are accumulated in f32 before they are rounded. Weights stay in the checkpoint's own type; FP8 ones
+/// are multiplied with activations as they are ([`Dtype::F32`], [`Dtype::Bf16`]) or with activations that are quantised
+/// likewise ("W8A8").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// 32-bit floating point: exact, for tests and small models.
     F32,
     /// bfloat16, the type of the released checkpoint.
     Bf16,
+    /// W8A8 for linear layers whose weights are FP8, bfloat16 for all else: how the released FP8 checkpoint is served.
+    Fp8,
+    /// W8A8 for linear layers whose weights are FP8, 32-bit floating point for all else: for tests.
+    Fp8F32,
 }
 
 impl Dtype {
-    /// Bytes of one stored element.
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Fp8, Self::Fp8F32];
+
+    /// Bytes of one element of the key/value cache.
     pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
+        if self.rounds() { 2 } else { 4 }
     }
 
-    /// The type's name as a configuration spells it: `f32` or `bf16`.
+    /// The type's name as a configuration spells it: `f32`, `bf16`, `fp8` or `fp8-f32`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Fp8F32 => "fp8-f32",
         }
     }
 
-    /// `value` rounded to this type, half to even.
+    /// Whether activations are rounded to bf16.
+    pub const fn rounds(self) -> bool {
+        matches!(self, Self::Bf16 | Self::Fp8)
+    }
+
+    /// Whether activations are quantised before they are multiplied with FP8 weights.
+    pub const fn quantises(self) -> bool {
+        matches!(self, Self::Fp8 | Self::Fp8F32)
+    }
+
+    /// `value` rounded to what activations are rounded to, half to even.
     #[inline]
     pub(crate) fn round(self, value: f32) -> f32 {
-        match self {
-            Self::F32 => value,
-            Self::Bf16 => round_bf16(value),
-        }
+        if self.rounds() { round_bf16(value) } else { value }
     }
 
     /// Rounds a buffer in place.
     pub(crate) fn round_all(self, values: &mut [f32]) {
-        if self == Self::Bf16 {
+        if self.rounds() {
             values.iter_mut().for_each(|value| *value = round_bf16(*value));
         }
     }
@@ -59,9 +74,12 @@ impl std::str::FromStr for Dtype {
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
-            "f32" | "float32" => Ok(Self::F32),
-            "bf16" | "bfloat16" => Ok(Self::Bf16),
-            _ => Err(format!("`{name}` is not a compute type; use f32 or bf16")),
+            "float32" => Ok(Self::F32),
+            "bfloat16" => Ok(Self::Bf16),
+            _ => Self::ALL
+                .into_iter()
+                .find(|dtype| dtype.name() == name)
+                .ok_or_else(|| format!("`{name}` is not a compute type; use f32, bf16, fp8 or fp8-f32")),
         }
     }
 }

@@ -241,4 +241,52 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A number of compute threads that cannot be had.
+    #[error("{threads} compute threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// An FP8 tensor without its scales.
+    #[error(
+        "tensor `{tensor}` in {file} is FP8, but its scales `{tensor}_scale_inv` are missing; the checkpoint is damaged"
+    )]
+    MissingScale {
+        /// The tensor.
+        tensor: String,
+        /// The file that holds it.
+        file: String,
+    },
+    /// A scale of FP8 weights that is negative, NaN or infinite.
+    #[error(
+        "`{tensor}` in {file} holds the scale {value}; scales are finite and not negative, the checkpoint is damaged"
+    )]
+    Scale {
+        /// The tensor of scales.
+        tensor: String,
+        /// The file that holds it.
+        file: String,
+        /// The scale.
+        value: f32,
+    },
+    /// A part of an FP8 tensor that does not begin at a block of its scales.
+    #[error("tensor `{tensor}` is FP8 and can be cut at multiples of 128 only, not at {at}")]
+    Fp8Cut {
+        /// The tensor.
+        tensor: String,
+        /// Where it was to be cut.
+        at: usize,
+    },
+    /// A tensor-parallel degree that the number of FFN instances does not allow.
+    #[error(
+        "{count} FFN instances cannot form groups of {tensor}; the tensor-parallel degree must divide their number"
+    )]
+    TensorParallel {
+        /// Instances that each expert was to be cut among.
+        tensor: usize,
+        /// FFN instances.
+        count: usize,
+    },
 }

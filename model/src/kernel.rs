@@ -1,20 +1,24 @@
 //! The arithmetic: matrix products, attention sums, norms and activations, each batch-invariant.
 //!
 //! *Batch-invariant* means that an output element is always computed by the same operations in the same order,
-//! whatever else is in the batch: 16 lane accumulators run over the shared dimension, and one fixed tree adds them up.
-//! Processors with fused multiply-add (AVX2, AVX-512, NEON) agree bit for bit; the plain fallback differs in the last
+//! whatever else is in the batch. Products with weights ([`matrix`]) are one chain of additions an output; products with
+//! cached keys and values ([`products`]) run in 16 lane accumulators that one fixed tree adds up. Processors with fused multiply-add (AVX2, AVX-512, NEON) agree bit for bit; the plain fallback differs in the last
 //! bits.
 
+mod cores;
 mod elementwise;
+mod gemm;
 mod lanes;
+mod matrix;
 mod products;
 
-use half::bf16;
-
+pub(crate) use cores::Cores;
 pub(crate) use elementwise::{exp_sum, rms_norm, rotate, silu_times};
-pub(crate) use lanes::Scalar;
+pub(crate) use lanes::{Scalar, WIDTH};
+pub(crate) use matrix::{Activations, Matrix, QuantiseScratch, Table, Values, Weights};
 
-use lanes::{Portable, WIDTH};
+use gemm::{Left, Out, Panels, Stored};
+use lanes::Portable;
 
 /// The instruction set that the products run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +44,8 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
                 return &[Self::Portable, Self::Avx2, Self::Avx512];
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let fused = is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            if is_x86_feature_detected!("avx2") && fused {
                 return &[Self::Portable, Self::Avx2];
             }
         }
@@ -56,13 +61,33 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
-                // SAFETY: `available` gives out `Avx2` only where AVX2 and FMA were detected.
+                // SAFETY: `available` gives out `Avx2` only where AVX2, FMA and F16C were detected.
                 unsafe { products::avx2::matmul(x, w, k, out, out_stride) }
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 // SAFETY: `available` gives out `Avx512` only where AVX-512F and VL were detected.
                 unsafe { products::avx512::matmul(x, w, k, out, out_stride) }
+            }
+        }
+    }
+
+    /// `out = left * panels^T`.
+    fn multiply<S: Stored>(self, left: Left<'_>, panels: Panels<'_, S>, out: Out<'_>) {
+        match self {
+            Self::Portable => {
+                // SAFETY: the portable lanes need no processor feature.
+                unsafe { gemm::multiply::<Portable, S, 1>(left, panels, out) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                // SAFETY: `available` gives out `Avx2` only where AVX2, FMA and F16C were detected.
+                unsafe { products::avx2::multiply(left, panels, out) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                // SAFETY: `available` gives out `Avx512` only where AVX-512F and VL were detected.
+                unsafe { products::avx512::multiply(left, panels, out) }
             }
         }
     }
@@ -77,7 +102,7 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
-                // SAFETY: `available` gives out `Avx2` only where AVX2 and FMA were detected.
+                // SAFETY: `available` gives out `Avx2` only where AVX2, FMA and F16C were detected.
                 unsafe { products::avx2::add_weighted(p, p_stride, v, d, out) }
             }
             #[cfg(target_arch = "x86_64")]
@@ -89,65 +114,14 @@ impl Isa {
     }
 }
 
-/// A weight matrix `[rows, cols]`, row-major, as PyTorch stores a linear layer: `[out, in]`.
-#[derive(Debug)]
-pub(crate) struct Matrix {
-    cols: usize,
-    values: Values,
-}
-
-/// Stored elements of either compute type.
-#[derive(Debug)]
-pub(crate) enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-}
-
-impl Values {
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::F32(values) => size_of_val(values.as_slice()),
-            Self::Bf16(values) => size_of_val(values.as_slice()),
-        }
-    }
-}
-
-impl Matrix {
-    pub(crate) fn new(cols: usize, values: Values) -> Self {
-        Self { cols, values }
-    }
-
-    /// `out[rows, self.rows] = x[rows, cols] * self^T`, accumulated in f32 and not rounded.
-    pub(crate) fn apply(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
-        match &self.values {
-            Values::F32(w) => isa.matmul(x, w, self.cols, out, w.len() / self.cols.max(1)),
-            Values::Bf16(w) => isa.matmul(x, w, self.cols, out, w.len() / self.cols.max(1)),
-        }
-    }
-
-    /// Copies row `index` to `out` `[cols]`; `false` if there is no such row.
-    pub(crate) fn copy_row(&self, index: usize, out: &mut [f32]) -> bool {
-        let range = index.saturating_mul(self.cols)..index.saturating_add(1).saturating_mul(self.cols);
-        match &self.values {
-            Values::F32(w) => w.get(range).map(|row| out.copy_from_slice(row)),
-            Values::Bf16(w) => {
-                w.get(range).map(|row| out.iter_mut().zip(row).for_each(|(out, value)| *out = value.to_f32()))
-            }
-        }
-        .is_some()
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.values.bytes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     /// Numbers in -1..1 that differ from index to index.
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
+    pub(super) fn noise(len: usize, seed: u32) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

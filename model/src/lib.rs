@@ -12,6 +12,7 @@ mod config;
 mod cpu;
 mod dtype;
 mod error;
+mod fp8;
 #[cfg(test)]
 #[path = "../../fuzz/inputs.rs"]
 mod fuzz_inputs;
@@ -30,12 +31,13 @@ mod wire;
 pub use cache::{BLOCK_TOKENS, CacheStats, KvCache, SequenceId};
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
-pub use cpu::{CpuAttention, CpuFfn};
+pub use cpu::{CpuAttention, CpuFfn, LoadOptions, LoadProgress};
 pub use dtype::Dtype;
 pub use error::ModelError;
+pub use fp8::{FP8_GROUP, fp8_groups, quantise_rows};
 pub use sampling::{Sampler, SamplingOptions, greedy, log_probability};
 pub use shard::Shard;
 pub use size::ParameterCount;
-pub use stage::{AttentionStage, FfnInput, FfnStage, Row};
+pub use stage::{AttentionStage, FfnInput, FfnStage, Hidden, Row};
 pub use text::{ChatMessage, Detokenizer, Text};
 pub use wire::WireDtype;

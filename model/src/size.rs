@@ -43,13 +43,14 @@ impl ModelConfig {
         }
     }
 
-    /// Parameters that the FFN instance `shard` holds.
+    /// Parameters that the FFN instance `shard` holds, of a checkpoint whose weights are not FP8.
     pub fn ffn_parameters(&self, shard: Shard) -> u64 {
         let gated = |width: usize| 3 * self.hidden_size as u128 * width as u128;
         let moe_layers = self.num_moe_layers() as u128;
-        let dense = (self.num_layers as u128 - moe_layers) * gated(shard.range(self.intermediate_size).len());
-        let shared = moe_layers * gated(shard.range(self.share_expert_dim).len());
-        let routed = moe_layers * shard.experts(self).len() as u128 * gated(self.moe_intermediate_size);
+        let dense = (self.num_layers as u128 - moe_layers) * gated(shard.range_of(self.intermediate_size, 1).len());
+        let shared = moe_layers * gated(shard.range_of(self.share_expert_dim, 1).len());
+        let part = shard.of_expert().range_of(self.moe_intermediate_size, 1).len();
+        let routed = moe_layers * shard.experts(self).len() as u128 * gated(part);
         u64::try_from(dense + shared + routed).unwrap_or(u64::MAX)
     }
 

@@ -74,11 +74,35 @@ pub trait AttentionStage: Send {
     fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError>;
 }
 
+/// Rows of hidden states as they arrive.
+#[derive(Debug, Clone, Copy)]
+pub enum Hidden<'a> {
+    /// Values `[rows, hidden]`.
+    Plain(&'a [f32]),
+    /// Quantised by [`quantise_rows`](crate::quantise_rows).
+    Fp8 {
+        /// E4M3 codes `[rows, hidden]`.
+        codes: &'a [u8],
+        /// Scales `[rows, fp8_groups(hidden)]`.
+        scales: &'a [f32],
+    },
+}
+
+impl Hidden<'_> {
+    /// Elements in all rows.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Plain(values) => values.len(),
+            Self::Fp8 { codes, .. } => codes.len(),
+        }
+    }
+}
+
 /// What one attention instance sends to the FFN side: a segment of its batch.
 #[derive(Debug, Clone, Copy)]
 pub struct FfnInput<'a> {
-    /// Post-attention norms `[rows, hidden]`; zero rows are legal.
-    pub hidden: &'a [f32],
+    /// Post-attention norms; zero rows are legal.
+    pub hidden: Hidden<'a>,
     /// Experts of each row `[rows, top_k]`; empty for a dense layer.
     pub experts: &'a [u16],
     /// Weights of these experts `[rows, top_k]`; empty for a dense layer.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use safetensors::Dtype as FileDtype;
 
-use crate::ModelError;
+use crate::{ModelError, fp8};
 
 /// A tensor in its file, seen as a matrix: all dimensions but the last are rows.
 pub(crate) struct Tensor<'a> {
@@ -16,18 +16,21 @@ pub(crate) struct Tensor<'a> {
     element: Element,
 }
 
-#[derive(Clone, Copy)]
-enum Element {
+/// A tensor's element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Element {
     F32,
     F16,
     Bf16,
+    Fp8,
 }
 
 impl Element {
-    const fn bytes(self) -> usize {
+    pub(crate) const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Fp8 => 1,
         }
     }
 }
@@ -49,13 +52,22 @@ impl<'a> Tensor<'a> {
             FileDtype::F32 => Element::F32,
             FileDtype::F16 => Element::F16,
             FileDtype::BF16 => Element::Bf16,
-            FileDtype::F8_E4M3 => return refuse("FP8 weights are not supported yet; use the bf16 checkpoint"),
-            _ => return refuse("weights must be BF16, F16 or F32"),
+            FileDtype::F8_E4M3 => Element::Fp8,
+            _ => return refuse("weights must be BF16, F16, F32 or F8_E4M3"),
         };
         Ok(Self { name, file, cols: shape.last().copied().unwrap_or(1), bytes, element })
     }
 
-    /// Appends the elements of `rows` x `cols` in row-major order, converted by `convert`, to `out`.
+    pub(crate) fn element(&self) -> Element {
+        self.element
+    }
+
+    pub(crate) fn file(&self) -> &str {
+        self.file
+    }
+
+    /// Appends the elements of `rows` x `cols` in row-major order, converted by `convert`, to `out`. FP8 elements come
+    /// as their codes' values, not scaled.
     ///
     /// The range must lie in the tensor's shape, which the caller has checked by naming it.
     pub(crate) fn read<T>(
@@ -84,6 +96,7 @@ impl<'a> Tensor<'a> {
                     let (words, _) = bytes.as_chunks::<2>();
                     self.push(first, words.iter().map(|word| bf16::from_le_bytes(*word).to_f32()), out, &convert)?;
                 }
+                Element::Fp8 => self.push(first, bytes.iter().map(|code| fp8::decode(*code)), out, &convert)?,
             }
             if out.len() - before != cols.len() {
                 return Err(ModelError::Safetensors {

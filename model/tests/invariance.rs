@@ -4,7 +4,7 @@
 mod common;
 
 use common::Model;
-use stepmesh_model::{Dtype, FfnInput, Row};
+use stepmesh_model::{Dtype, FfnInput, Hidden, Row};
 
 const BOTH: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
@@ -116,7 +116,7 @@ fn segments_give_what_their_rows_give_alone() {
                 model.attention.route(layer, &y, &mut ids, &mut weights).unwrap();
             }
             let segment = |from: usize, to: usize| FfnInput {
-                hidden: &y[from * hidden..to * hidden],
+                hidden: Hidden::Plain(&y[from * hidden..to * hidden]),
                 experts: &ids[from * moe..to * moe],
                 weights: &weights[from * moe..to * moe],
             };

@@ -107,7 +107,7 @@ fn tensors_that_are_missing_misshapen_or_of_another_type() {
         tensor.0 = FileDtype::F8_E4M3;
         tensor.2.truncate(512 * 256);
     };
-    assert_tensor_refused(fp8, &[other, "F8_E4M3", "FP8 weights are not supported yet"]);
+    assert_tensor_refused(fp8, &[other, "is FP8", "lm_head.weight_scale_inv", "missing"]);
 }
 
 #[test]

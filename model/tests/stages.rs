@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Model, checkpoint};
-use stepmesh_model::{Dtype, FfnInput, KvCache, ModelError, Row};
+use stepmesh_model::{Dtype, FfnInput, Hidden, KvCache, ModelError, Row};
 
 #[track_caller]
 fn assert_says<T: std::fmt::Debug>(result: Result<T, ModelError>, words: &[&str]) {
@@ -117,7 +117,7 @@ fn what_a_peer_sends_wrong_to_the_ffn_side() {
     let ffn = &mut model.ffns[1];
     let hidden = vec![0.5; 512];
     let (experts, weights) = ([0u16, 1, 2, 3, 4, 5], [0.1f32; 6]);
-    let good = FfnInput { hidden: &hidden, experts: &experts, weights: &weights };
+    let good = FfnInput { hidden: Hidden::Plain(&hidden), experts: &experts, weights: &weights };
     let mut out = vec![7.0; 1024];
     let mut attempt = |layer, bad: FfnInput<'_>| {
         let result = ffn.forward(layer, &[good, bad], &mut out);
@@ -138,7 +138,7 @@ fn what_a_peer_sends_wrong_to_the_ffn_side() {
     }
     assert_says(attempt(1, FfnInput { experts: &experts[1..], ..good }), &["`experts`", "5", "6"]);
     assert_says(attempt(1, FfnInput { weights: &[], ..good }), &["`weights`", "0", "6"]);
-    assert_says(attempt(1, FfnInput { hidden: &hidden[1..], ..good }), &["`hidden`", "511", "512"]);
+    assert_says(attempt(1, FfnInput { hidden: Hidden::Plain(&hidden[1..]), ..good }), &["`hidden`", "511", "512"]);
     assert_says(attempt(0, good), &["`experts`", "6", "expected 0"]);
     assert_says(attempt(4, good), &["layer 4 does not exist"]);
     assert_says(model.ffns[1].forward(1, &[good], &mut out), &["`out`", "1024", "512"]);

@@ -6,7 +6,7 @@ mod common;
 use common::{Golden, Model, difference, fixture};
 use half::bf16;
 use safetensors::SafeTensors;
-use stepmesh_model::{Dtype, FfnInput, ModelConfig, Row};
+use stepmesh_model::{Dtype, FfnInput, Hidden, ModelConfig, Row};
 
 /// The two traced steps of prompt 0: its prefill, and the first token after it.
 fn steps(golden: &Golden) -> [(&'static str, usize, Vec<u32>); 2] {
@@ -99,7 +99,7 @@ fn the_ffn_side_matches_when_the_reference_plays_the_attention_side() {
                 let expected = ffn_out(&golden, &config, layer, &trace);
                 let (experts, weights) =
                     if config.is_moe(layer) { choices(&golden, &config, layer, &trace) } else { Default::default() };
-                let input = FfnInput { hidden: &hidden, experts: &experts, weights: &weights };
+                let input = FfnInput { hidden: Hidden::Plain(&hidden), experts: &experts, weights: &weights };
                 let mut sum = vec![0.0; hidden.len()];
                 for ffn in &mut model.ffns {
                     let mut part = sum.clone();

@@ -4,15 +4,16 @@ mod finish;
 mod sequences;
 
 use crate::figures::Figures;
-use crate::layout::{EXPERT_IDS, EXPERT_WEIGHTS, HIDDEN, StageTag, header_dtype, wire_dtype};
+use crate::layout::{EXPERT_IDS, EXPERT_WEIGHTS, HIDDEN, SCALES, StageTag};
 use crate::microbatch::{Microbatch, Phase};
 use crate::options::Notice;
 use crate::sequence::{Admitted, Outbox, Sequence, deal};
+use crate::wire::{self, Wire};
 use crate::{DaemonError, Step};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::{AttentionMesh, MeshError, Request, Ticket, TicketFailure, TicketStatus};
-use stepmesh_model::{AttentionStage, KvCache, Row, WireDtype};
+use stepmesh_model::{AttentionStage, KvCache, Row};
 use stepmesh_proto::control::failed::Kind;
 use stepmesh_proto::{Dtype as WireElement, Part};
 
@@ -22,7 +23,8 @@ pub struct AttentionExecutor {
     stage: Box<dyn AttentionStage>,
     cache: KvCache,
     kv_tokens: usize,
-    wire: WireDtype,
+    wire: Wire,
+    scales: Vec<f32>,
     max_rows: usize,
     microbatches: Vec<Microbatch>,
     queue: VecDeque<Admitted>,
@@ -43,6 +45,7 @@ impl AttentionExecutor {
     pub fn new(
         mesh: AttentionMesh,
         stage: Box<dyn AttentionStage>,
+        wire: Wire,
         kv_tokens: usize,
         microbatches: u16,
         max_rows: u32,
@@ -50,7 +53,8 @@ impl AttentionExecutor {
     ) -> Result<Self, DaemonError> {
         let cache = KvCache::new(stage.config(), stage.dtype(), kv_tokens)?;
         Ok(Self {
-            wire: wire_dtype(stage.dtype()),
+            wire,
+            scales: Vec::new(),
             mesh,
             stage,
             cache,
@@ -190,7 +194,7 @@ impl AttentionExecutor {
             self.figures.record(reply.trace(rank));
             let partial = &mut self.partials[rank];
             partial.resize(microbatch.x.len(), 0.0);
-            if let Err(error) = self.wire.decode(reply.part(rank, 0), partial) {
+            if let Err(error) = self.wire.reply().decode(reply.part(rank, 0), partial) {
                 return Ok(Err(format!("ffn {rank} replied with another shape: {error}")));
             }
         }
@@ -302,21 +306,25 @@ impl AttentionExecutor {
         };
         let config = self.stage.config();
         let rows = microbatch.rows.len() as u32;
-        let row_bytes = self.wire.row_bytes(config.hidden_size);
-        self.wire.encode(&microbatch.y, &mut buffer.part_mut(0)[..microbatch.rows.len() * row_bytes])?;
-        let part = |key, dtype, row_bytes: usize| Part { key, dtype, rows, row_bytes: row_bytes as u32, offset: 0 };
-        let parts = [
-            part(HIDDEN, header_dtype(self.wire), row_bytes),
-            part(EXPERT_IDS, WireElement::U16, config.top_k * 2),
-            part(EXPERT_WEIGHTS, WireElement::F32, config.top_k * 4),
-        ];
-        let used = if microbatch.experts.is_empty() { 1 } else { 3 };
-        for (bytes, id) in buffer.part_mut(1).as_chunks_mut::<2>().0.iter_mut().zip(&microbatch.experts) {
+        wire::encode(self.wire, &microbatch.y, config.hidden_size, &mut self.scales, &mut buffer)?;
+        let experts = self.wire.request_parts();
+        for (bytes, id) in buffer.part_mut(experts).as_chunks_mut::<2>().0.iter_mut().zip(&microbatch.experts) {
             *bytes = id.to_le_bytes();
         }
-        for (bytes, weight) in buffer.part_mut(2).as_chunks_mut::<4>().0.iter_mut().zip(&microbatch.weights) {
+        for (bytes, weight) in buffer.part_mut(experts + 1).as_chunks_mut::<4>().0.iter_mut().zip(&microbatch.weights) {
             *bytes = weight.to_le_bytes();
         }
+        let part = |key, dtype, row_bytes: usize| Part { key, dtype, rows, row_bytes: row_bytes as u32, offset: 0 };
+        let mut parts = [Part::default(); 4];
+        let kinds = [(HIDDEN, self.wire.request_dtype()), (SCALES, WireElement::F32)];
+        for ((to, (key, dtype)), row_bytes) in
+            parts.iter_mut().zip(kinds).zip(self.wire.request_row_bytes(config.hidden_size))
+        {
+            *to = part(key, dtype, row_bytes);
+        }
+        parts[experts] = part(EXPERT_IDS, WireElement::U16, config.top_k * 2);
+        parts[experts + 1] = part(EXPERT_WEIGHTS, WireElement::F32, config.top_k * 4);
+        let used = if microbatch.experts.is_empty() { experts } else { experts + 2 };
         let tag = StageTag { layer: layer as u32, step: microbatch.step, microbatch: index as u16 };
         let request = Request { group: layer as u32, app: tag.encode(), parts: &parts[..used], leave: false };
         match self.mesh.push_pull(buffer, request) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError};
-use stepmesh_model::{Checkpoint, CpuAttention, CpuFfn, Shard};
+use stepmesh_model::{Checkpoint, CpuAttention, CpuFfn, LoadOptions, LoadProgress, Shard};
 use stepmesh_transport::{Clock, Device, Endpoint};
 
 /// How long a loop sleeps at most before it looks at `Shutdown` again; a trigger wakes it at once anyway.
@@ -24,13 +24,14 @@ pub fn run_attention(
     let daemon = &options.daemon;
     let checkpoint = open(&daemon.checkpoint)?;
     let member = member_options(daemon, &checkpoint)?;
-    let stage = CpuAttention::load(&checkpoint, daemon.dtype)?;
+    let stage = CpuAttention::load_with(&checkpoint, load_options(daemon), &mut |progress| observe(progress.into()))?;
     let session = Session::open(daemon, shutdown)?;
     let Session { device, endpoint, control } = session;
     let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
     let mut executor = AttentionExecutor::new(
         mesh,
         Box::new(stage),
+        daemon.wire,
         options.kv_tokens,
         daemon.microbatches,
         daemon.max_rows,
@@ -78,10 +79,10 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
         }
     };
     observe(Notice::Joined { rank });
-    let shard = Shard::new(rank as usize, mesh.ffn())?;
-    let stage = CpuFfn::load(&checkpoint, daemon.dtype, shard)?;
+    let shard = Shard::with_tensor_parallel(rank as usize, mesh.ffn(), daemon.tensor_parallel as usize)?;
+    let stage = CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut |progress| observe(progress.into()))?;
     drop(checkpoint);
-    let mut executor = FfnExecutor::new(mesh, Box::new(stage), daemon.dtype, options.policy);
+    let mut executor = FfnExecutor::new(mesh, Box::new(stage), daemon.wire, options.policy);
     loop {
         executor.run_once(NAP)?;
         while let Some(notice) = executor.next_notice() {
@@ -100,13 +101,25 @@ fn open(source: &CheckpointSource) -> Result<Checkpoint, DaemonError> {
     })
 }
 
+fn load_options(daemon: &DaemonOptions) -> LoadOptions {
+    let mut options = LoadOptions::new(daemon.dtype);
+    options.threads = daemon.threads;
+    options
+}
+
+impl From<LoadProgress> for Notice {
+    fn from(progress: LoadProgress) -> Self {
+        Self::Loading { done: progress.done_bytes, total: progress.total_bytes }
+    }
+}
+
 fn member_options(daemon: &DaemonOptions, checkpoint: &Checkpoint) -> Result<MemberOptions, DaemonError> {
     if daemon.max_rows == 0 {
         return Err(DaemonError::Option("max_rows is 0: a microbatch has one row at least".into()));
     }
     let config = checkpoint.config();
-    let layout = slot_layout(config, daemon.dtype, daemon.microbatches, daemon.max_rows)?;
-    let mut member = MemberOptions::new(layout, workload(config, daemon.dtype));
+    let layout = slot_layout(config, daemon.wire, daemon.microbatches, daemon.max_rows)?;
+    let mut member = MemberOptions::new(layout, workload(config, daemon.dtype, daemon.wire, daemon.tensor_parallel));
     member.name = daemon.name.clone();
     member.rank = daemon.rank;
     member.lanes = daemon.lanes;

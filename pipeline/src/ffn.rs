@@ -1,12 +1,13 @@
 //! The FFN daemon's loop: the next batch, this shard's part of its layer, the replies.
 
-use crate::layout::{HIDDEN, StageTag, header_dtype, wire_dtype};
+use crate::layout::{HIDDEN, StageTag};
 use crate::options::Notice;
+use crate::wire::{HiddenRows, Wire};
 use crate::{DaemonError, Step};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::{Batch, FfnMesh, MeshEvent, Policy, Segment};
-use stepmesh_model::{FfnInput, FfnStage, WireDtype};
+use stepmesh_model::{FfnInput, FfnStage};
 use stepmesh_proto::Part;
 use stepmesh_proto::control::to_member;
 
@@ -14,7 +15,7 @@ use stepmesh_proto::control::to_member;
 pub struct FfnExecutor {
     mesh: FfnMesh,
     stage: Box<dyn FfnStage>,
-    wire: WireDtype,
+    wire: Wire,
     policy: Policy,
     batch: Rows,
     notices: VecDeque<Notice>,
@@ -24,8 +25,7 @@ pub struct FfnExecutor {
 /// A batch's tensors, decoded from the wire; kept from batch to batch.
 #[derive(Default)]
 struct Rows {
-    /// `[rows, hidden]`.
-    hidden: Vec<f32>,
+    hidden: HiddenRows,
     /// `[rows, top_k]`.
     experts: Vec<u16>,
     /// `[rows, top_k]`.
@@ -37,17 +37,9 @@ struct Rows {
 }
 
 impl FfnExecutor {
-    /// Joins a mesh and a shard of the model. `dtype` of the model decides the wire's.
-    pub fn new(mesh: FfnMesh, stage: Box<dyn FfnStage>, dtype: stepmesh_model::Dtype, policy: Policy) -> Self {
-        Self {
-            mesh,
-            stage,
-            wire: wire_dtype(dtype),
-            policy,
-            batch: Rows::default(),
-            notices: VecDeque::new(),
-            draining: false,
-        }
+    /// Joins a mesh and a shard of the model.
+    pub fn new(mesh: FfnMesh, stage: Box<dyn FfnStage>, wire: Wire, policy: Policy) -> Self {
+        Self { mesh, stage, wire, policy, batch: Rows::default(), notices: VecDeque::new(), draining: false }
     }
 
     /// The mesh.
@@ -116,9 +108,9 @@ impl FfnExecutor {
     fn process(&mut self, mut batch: Batch) -> Result<(), DaemonError> {
         let layer = batch.group as usize;
         self.batch.decode(&mut batch, self.stage.as_ref(), self.wire);
-        if let Err(error) = self.batch.forward(layer, self.stage.as_mut()) {
+        if let Err(error) = self.batch.forward(layer, self.wire, self.stage.as_mut()) {
             tracing::warn!(layer, %error, "a batch cannot be processed; trying its segments one by one");
-            self.batch.forward_each(layer, self.stage.as_mut(), &mut batch);
+            self.batch.forward_each(layer, self.wire, self.stage.as_mut(), &mut batch);
         }
         self.batch.encode(&mut batch, self.stage.config().hidden_size, self.wire)?;
         Ok(self.mesh.respond(batch)?)
@@ -127,7 +119,7 @@ impl FfnExecutor {
 
 impl Rows {
     /// Decodes what the attention instances sent. A segment that is not what the model's layer takes is refused, alone.
-    fn decode(&mut self, batch: &mut Batch, stage: &dyn FfnStage, wire: WireDtype) {
+    fn decode(&mut self, batch: &mut Batch, stage: &dyn FfnStage, wire: Wire) {
         let config = stage.config();
         let layer = batch.group as usize;
         let moe = layer < config.num_layers && config.is_moe(layer);
@@ -135,6 +127,7 @@ impl Rows {
         self.experts.clear();
         self.weights.clear();
         self.segments.clear();
+        let mut total = 0;
         for segment in &mut batch.segments {
             let top_k = if moe { config.top_k } else { 0 };
             if layer >= config.num_layers || !is_request(segment, layer, config.hidden_size, top_k, wire) {
@@ -144,29 +137,35 @@ impl Rows {
                 continue;
             }
             let rows = segment.rows();
-            let start = self.hidden.len();
-            self.hidden.resize(start + rows * config.hidden_size, 0.0);
             // Lengths were checked above.
-            let _ = wire.decode(segment.part(0), &mut self.hidden[start..]);
+            let _ = self.hidden.push(wire, config.hidden_size, segment);
+            total += rows;
             if moe {
-                let ids = segment.part(1).as_chunks::<2>().0;
+                let ids = segment.part(wire.request_parts()).as_chunks::<2>().0;
                 self.experts.extend(ids.iter().map(|bytes| u16::from_le_bytes(*bytes)));
-                let weights = segment.part(2).as_chunks::<4>().0;
+                let weights = segment.part(wire.request_parts() + 1).as_chunks::<4>().0;
                 self.weights.extend(weights.iter().map(|bytes| f32::from_le_bytes(*bytes)));
             }
             self.segments.push(Some(rows));
         }
         self.out.clear();
-        self.out.resize(self.hidden.len(), 0.0);
+        self.out.resize(total * config.hidden_size, 0.0);
     }
 
-    fn forward(&mut self, layer: usize, stage: &mut dyn FfnStage) -> Result<(), stepmesh_model::ModelError> {
-        let input = FfnInput { hidden: &self.hidden, experts: &self.experts, weights: &self.weights };
-        if self.hidden.is_empty() { Ok(()) } else { stage.forward(layer, &[input], &mut self.out) }
+    fn forward(
+        &mut self,
+        layer: usize,
+        wire: Wire,
+        stage: &mut dyn FfnStage,
+    ) -> Result<(), stepmesh_model::ModelError> {
+        let (rows, hidden) = (self.segments.iter().flatten().sum(), stage.config().hidden_size);
+        let hidden = self.hidden.rows(0..rows, wire, hidden);
+        let input = FfnInput { hidden, experts: &self.experts, weights: &self.weights };
+        if rows == 0 { Ok(()) } else { stage.forward(layer, &[input], &mut self.out) }
     }
 
     /// One segment at a time, so that a bad one harms no other.
-    fn forward_each(&mut self, layer: usize, stage: &mut dyn FfnStage, batch: &mut Batch) {
+    fn forward_each(&mut self, layer: usize, wire: Wire, stage: &mut dyn FfnStage, batch: &mut Batch) {
         let hidden = stage.config().hidden_size;
         let rows_before: usize = self.segments.iter().flatten().sum();
         let top_k = self.experts.len().checked_div(rows_before).unwrap_or(0);
@@ -176,7 +175,7 @@ impl Rows {
             let (from, to) = (row, row + count);
             row = to;
             let input = FfnInput {
-                hidden: &self.hidden[from * hidden..to * hidden],
+                hidden: self.hidden.rows(from..to, wire, hidden),
                 experts: &self.experts[from * top_k..to * top_k],
                 weights: &self.weights[from * top_k..to * top_k],
             };
@@ -187,17 +186,17 @@ impl Rows {
         }
     }
 
-    fn encode(&self, batch: &mut Batch, hidden: usize, wire: WireDtype) -> Result<(), DaemonError> {
+    fn encode(&self, batch: &mut Batch, hidden: usize, wire: Wire) -> Result<(), DaemonError> {
         let mut start = 0;
         for (segment, rows) in batch.segments.iter_mut().zip(&self.segments) {
             let Some(rows) = *rows else { continue };
-            let row_bytes = wire.row_bytes(hidden);
+            let row_bytes = wire.reply().row_bytes(hidden);
             let values = &self.out[start..start + rows * hidden];
             start += rows * hidden;
-            wire.encode(values, &mut segment.reply_mut(0)[..rows * row_bytes])?;
+            wire.reply().encode(values, &mut segment.reply_mut(0)[..rows * row_bytes])?;
             segment.set_reply(&[Part {
                 key: HIDDEN,
-                dtype: header_dtype(wire),
+                dtype: wire.reply_dtype(),
                 rows: rows as u32,
                 row_bytes: row_bytes as u32,
                 offset: 0,
@@ -208,7 +207,7 @@ impl Rows {
 }
 
 /// Whether a segment's parts have the shapes and types that the layer takes, and room for a reply.
-fn is_request(segment: &Segment, layer: usize, hidden: usize, top_k: usize, wire: WireDtype) -> bool {
+fn is_request(segment: &Segment, layer: usize, hidden: usize, top_k: usize, wire: Wire) -> bool {
     use stepmesh_proto::Dtype;
     let parts = segment.parts();
     let rows = segment.rows() as u32;
@@ -217,7 +216,9 @@ fn is_request(segment: &Segment, layer: usize, hidden: usize, top_k: usize, wire
             .get(index)
             .is_some_and(|part| part.rows == rows && part.dtype == dtype && part.row_bytes as usize == row_bytes)
     };
+    let experts = wire.request_parts();
+    let kinds = [wire.request_dtype(), Dtype::F32];
     StageTag::decode(segment.app()).layer as usize == layer
-        && is(0, header_dtype(wire), wire.row_bytes(hidden))
-        && (top_k == 0 || (is(1, Dtype::U16, top_k * 2) && is(2, Dtype::F32, top_k * 4)))
+        && wire.request_row_bytes(hidden).zip(kinds).enumerate().all(|(i, (bytes, dtype))| is(i, dtype, bytes))
+        && (top_k == 0 || (is(experts, Dtype::U16, top_k * 2) && is(experts + 1, Dtype::F32, top_k * 4)))
 }

@@ -2,40 +2,26 @@
 //!
 //! | direction | part | shape |
 //! |---|---|---|
-//! | A2F | 0 hidden state after the post-attention norm | `[rows, hidden]`, the wire's type |
-//! | A2F | 1 expert ids (MoE layers) | `[rows, top_k]` u16 |
-//! | A2F | 2 expert weights (MoE layers) | `[rows, top_k]` f32 |
-//! | F2A | 0 partial sum of the layer's output | `[rows, hidden]`, the wire's type |
+//! | A2F | hidden state after the post-attention norm | `[rows, hidden]`, the wire's type |
+//! | A2F | scales (an FP8 wire) | `[rows, hidden / 128]` f32 |
+//! | A2F | expert ids (MoE layers) | `[rows, top_k]` u16 |
+//! | A2F | expert weights (MoE layers) | `[rows, top_k]` f32 |
+//! | F2A | partial sum of the layer's output | `[rows, hidden]`, the wire's type |
 
+use crate::wire::Wire;
 use stepmesh_mesh::{MeshError, PartSpec, SlotLayout};
-use stepmesh_model::{Dtype, ModelConfig, WireDtype};
-use stepmesh_proto as proto;
+use stepmesh_model::{Dtype, ModelConfig};
 
 /// Keys of the parts.
 pub(crate) const HIDDEN: u64 = 0;
 pub(crate) const EXPERT_IDS: u64 = 1;
 pub(crate) const EXPERT_WEIGHTS: u64 = 2;
-
-/// The wire's type for a compute type: exact for f32, BF16 both ways for bf16.
-pub fn wire_dtype(dtype: Dtype) -> WireDtype {
-    match dtype {
-        Dtype::F32 => WireDtype::F32,
-        Dtype::Bf16 => WireDtype::Bf16,
-    }
-}
-
-/// The wire's type as headers write it.
-pub(crate) fn header_dtype(wire: WireDtype) -> proto::Dtype {
-    match wire {
-        WireDtype::F32 => proto::Dtype::F32,
-        WireDtype::Bf16 => proto::Dtype::Bf16,
-    }
-}
+pub(crate) const SCALES: u64 = 3;
 
 /// The slots of a deployment of this model.
 pub fn slot_layout(
     config: &ModelConfig,
-    dtype: Dtype,
+    wire: Wire,
     microbatches: u16,
     max_rows: u32,
 ) -> Result<SlotLayout, MeshError> {
@@ -43,15 +29,17 @@ pub fn slot_layout(
         Ok(row_bytes) if max_rows > 0 => Ok(PartSpec { row_bytes, max_rows }),
         _ => Err(MeshError::Layout(format!("{max_rows} rows of {row_bytes} bytes"))),
     };
-    let hidden = part(wire_dtype(dtype).row_bytes(config.hidden_size))?;
-    let request = vec![hidden, part(config.top_k.max(1) * 2)?, part(config.top_k.max(1) * 4)?];
-    SlotLayout::new(microbatches, request, vec![hidden])
+    let top_k = config.top_k.max(1);
+    let request = wire.request_row_bytes(config.hidden_size).chain([top_k * 2, top_k * 4]);
+    let reply = part(wire.reply().row_bytes(config.hidden_size))?;
+    SlotLayout::new(microbatches, request.map(part).collect::<Result<_, _>>()?, vec![reply])
 }
 
 /// What the members compute, to be compared by the scheduler and read by people.
-pub fn workload(config: &ModelConfig, dtype: Dtype) -> String {
+pub fn workload(config: &ModelConfig, dtype: Dtype, wire: Wire, tensor_parallel: u32) -> String {
     format!(
-        "step3 {} layers, hidden {}, {} experts, top {}, dense {}, vocabulary {}, {dtype}",
+        "step3 {} layers, hidden {}, {} experts, top {}, dense {}, vocabulary {}, {dtype}, wire {wire}, experts cut in \
+         {tensor_parallel}",
         config.num_layers,
         config.hidden_size,
         config.num_experts,

@@ -14,14 +14,16 @@ mod microbatch;
 mod options;
 mod schedule;
 mod sequence;
+mod wire;
 
 pub use attention::AttentionExecutor;
 pub use daemon::{run_attention, run_ffn};
 pub use error::DaemonError;
 pub use ffn::FfnExecutor;
-pub use layout::{StageTag, slot_layout, wire_dtype, workload};
+pub use layout::{StageTag, slot_layout, workload};
 pub use options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown};
 pub use schedule::{Bound, Overhead, Stages};
+pub use wire::Wire;
 
 /// What a call of an executor did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

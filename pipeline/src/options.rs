@@ -1,5 +1,6 @@
 //! How the daemons are started: plain values with defaults that work on one host.
 
+use crate::Wire;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,8 +43,14 @@ pub struct DaemonOptions {
     pub lanes: u8,
     /// The model.
     pub checkpoint: CheckpointSource,
-    /// What is computed in; the wire's type follows it (F32 both ways, or BF16 both ways).
+    /// What is computed in.
     pub dtype: Dtype,
+    /// What rows travel as.
+    pub wire: Wire,
+    /// FFN instances that each routed expert is cut among; it divides their number.
+    pub tensor_parallel: u32,
+    /// Threads that compute, the one that drives the mesh included.
+    pub threads: usize,
     /// Microbatches in flight.
     pub microbatches: u16,
     /// Most rows (tokens) of one attention instance in one microbatch and step.
@@ -69,6 +76,9 @@ impl DaemonOptions {
             lanes: 1,
             checkpoint,
             dtype: Dtype::F32,
+            wire: Wire::F32,
+            tensor_parallel: 1,
+            threads: 1,
             microbatches: 3,
             max_rows: 32,
             memory_limit_bytes: 4 << 30,

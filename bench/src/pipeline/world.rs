@@ -78,19 +78,25 @@ impl World {
             let device = wire.between(device, end, clocks[end].clone());
             let endpoint = device.endpoint()?;
             let control = Box::new(scheduler.session(endpoint.waker()));
-            let layout = slot_layout(&config, Dtype::F32, microbatches, 1)?;
-            Ok((MemberOptions::new(layout, workload(&config, Dtype::F32)), device, endpoint, control))
+            let layout = slot_layout(&config, stepmesh_pipeline::Wire::F32, microbatches, 1)?;
+            Ok((
+                MemberOptions::new(layout, workload(&config, Dtype::F32, stepmesh_pipeline::Wire::F32, 1)),
+                device,
+                endpoint,
+                control,
+            ))
         };
         let [attention, ffn] = clocks.each_ref().map(|clock| Pace::new(clock.clone()));
         let (member, device, endpoint, control) = parts(0)?;
         let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, clocks[0].clone())?;
         let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
         let queue = usize::from(microbatches);
-        let mut attends = AttentionExecutor::new(mesh, stage, KV_TOKENS, microbatches, 1, queue)?;
+        let mut attends =
+            AttentionExecutor::new(mesh, stage, stepmesh_pipeline::Wire::F32, KV_TOKENS, microbatches, 1, queue)?;
         let (member, device, endpoint, control) = parts(1)?;
         let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, clocks[1].clone())?;
         let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });
-        let mut serves = FfnExecutor::new(mesh, stage, Dtype::F32, Policy::All);
+        let mut serves = FfnExecutor::new(mesh, stage, stepmesh_pipeline::Wire::F32, Policy::All);
         let deadline = Instant::now() + PATIENCE;
         while !(attends.mesh().is_linked() && attends.mesh().is_complete() && serves.mesh().is_complete()) {
             attends.poll()?;

@@ -41,9 +41,15 @@ pub(crate) struct DemoArguments {
     /// The data plane [default: shm]
     #[arg(long)]
     transport: Option<Transport>,
-    /// What is computed in and sent [default: f32]
+    /// What is computed in [default: f32]
     #[arg(long)]
     dtype: Option<Precision>,
+    /// What rows travel as [default: what suits --dtype]
+    #[arg(long)]
+    wire: Option<Precision>,
+    /// FFN instances that each routed expert is cut among; it divides their number [default: 1]
+    #[arg(long, value_name = "N")]
+    tensor_parallel: Option<NonZeroU32>,
     #[command(flatten)]
     prompts: PromptArguments,
     /// Repeat until interrupted, and check that every round yields the same tokens
@@ -167,6 +173,8 @@ fn settings(arguments: &DemoArguments, prompts: &[Vec<u32>]) -> DeploymentSettin
         microbatches: arguments.microbatches,
         transport: arguments.transport,
         dtype: arguments.dtype,
+        wire: arguments.wire,
+        tensor_parallel: arguments.tensor_parallel,
         ..DeploymentLayer::default()
     }
     .resolve();
@@ -184,6 +192,7 @@ fn requests(prompts: &[Vec<u32>], arguments: &DemoArguments) -> Vec<Request> {
         max_new_tokens: arguments.prompts.max_new_tokens,
         ignore_eos: arguments.prompts.ignores_eos(),
         logits: arguments.logits.is_some(),
+        sampling: None,
     };
     prompts.iter().map(request).collect()
 }

@@ -1,6 +1,6 @@
 //! The settings of a whole deployment on this host: `up`.
 
-use super::member::nonzero;
+use super::member::{cores, nonzero};
 use super::{Layer, Precision, ReleasePolicy, Secret, Transport, settings};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
@@ -22,8 +22,17 @@ settings! {
     microbatches: NonZeroU16 = nonzero!(NonZeroU16, 3),
     /// The data plane: shm for processes of one host, tcp for any
     transport: Transport = Transport::Shm,
-    /// What is computed in and sent
+    /// What is computed in
     dtype: Precision = Precision::F32,
+    /// What rows travel as [default: what suits --dtype]
+    wire: Precision,
+    /// FFN instances that each routed expert is cut among (tensor parallel); it divides their number, and groups of
+    /// so many share out the experts (expert parallel)
+    #[arg(value_name = "N")]
+    tensor_parallel: NonZeroU32 = NonZeroU32::MIN,
+    /// Threads that compute; of each daemon; 0 shares the cores out among them
+    #[arg(value_name = "N")]
+    threads: usize = 0,
     /// Address and port of the scheduler; port 0 lets the system choose
     #[arg(value_name = "ADDRESS:PORT")]
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -55,4 +64,12 @@ settings! {
     /// How long the deployment may take to come up
     #[arg(value_name = "MS")]
     start_timeout_ms: u64 = 120_000,
+}
+
+impl DeploymentSettings {
+    /// Threads that each daemon computes on.
+    pub(crate) fn threads_each(&self) -> usize {
+        let daemons = (self.attention.get() + self.ffn.get()) as usize;
+        if self.threads == 0 { (cores() / daemons).max(1) } else { self.threads }
+    }
 }

@@ -81,8 +81,17 @@ macro_rules! member {
             /// Directory with config.json and safetensors [default: the small checkpoint that the program carries]
             #[arg(value_name = "DIR")]
             checkpoint: PathBuf,
-            /// What is computed in and sent
+            /// What is computed in
             dtype: Precision = Precision::F32,
+            /// What rows travel as [default: what suits --dtype]
+            wire: Precision,
+            /// FFN instances that each routed expert is cut among (tensor parallel); it divides their number, and groups of
+            /// so many share out the experts (expert parallel)
+            #[arg(value_name = "N")]
+            tensor_parallel: NonZeroU32 = NonZeroU32::MIN,
+            /// Threads that compute; 0 takes as many as there are cores
+            #[arg(value_name = "N")]
+            threads: usize = 0,
             /// Microbatches in flight
             #[arg(value_name = "M")]
             microbatches: NonZeroU16 = nonzero!(NonZeroU16, 3),
@@ -143,6 +152,9 @@ macro_rules! member {
                     },
                     lanes: self.lanes.get(),
                     dtype: self.dtype.into(),
+                    wire: self.wire.unwrap_or(self.dtype).into(),
+                    tensor_parallel: self.tensor_parallel.get(),
+                    threads: if self.threads == 0 { cores() } else { self.threads },
                     microbatches: self.microbatches.get(),
                     max_rows: self.max_rows.get(),
                     memory_limit_bytes: self.memory_limit_mib.saturating_mul(1 << 20),
@@ -183,6 +195,11 @@ fn refuse_open_address(options: &DaemonOptions, insecure: bool) -> Result<(), Cl
         ));
     }
     Ok(())
+}
+
+/// Cores that this process may run on.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
 fn host_name() -> String {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use stepmesh_mesh::Policy;
 use stepmesh_model::Dtype;
+use stepmesh_pipeline::Wire;
 use stepmesh_transport::{Provider, verbs};
 
 /// The data plane: shared memory (processes of one host), TCP (any two hosts) or RDMA verbs (hosts with such devices).
@@ -28,20 +29,31 @@ impl fmt::Display for Transport {
     }
 }
 
-/// What is computed in, and sent: exact 32-bit floating point, or bfloat16, the type of the released weights.
+/// A type of numbers: what is computed in, or what rows travel as.
 #[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Precision {
+    /// 32-bit floating point: exact
     F32,
+    /// bfloat16
     Bf16,
+    /// FP8 weights times FP8 activations (W8A8), all else bfloat16; on the wire: FP8 out, bfloat16 back
+    Fp8,
+    /// As fp8, all else 32-bit floating point: for tests
+    #[value(name = "fp8-f32")]
+    #[serde(rename = "fp8-f32")]
+    Fp8F32,
 }
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
+        f.write_str(Dtype::from(*self).name())
+    }
+}
+
+impl From<Precision> for Wire {
+    fn from(precision: Precision) -> Self {
+        Self::of(precision.into())
     }
 }
 
@@ -170,6 +182,8 @@ impl From<Precision> for Dtype {
         match precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
+            Precision::Fp8 => Self::Fp8,
+            Precision::Fp8F32 => Self::Fp8F32,
         }
     }
 }

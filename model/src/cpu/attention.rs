@@ -1,11 +1,11 @@
 //! The attention side on the CPU.
 
 use crate::cache::Query;
-use crate::kernel::{Isa, Matrix, exp_sum, rms_norm, rotate};
+use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, Table, exp_sum, rms_norm, rotate};
 use crate::stage::{AttentionStage, Row, check_len};
-use crate::{Checkpoint, Dtype, KvCache, ModelConfig, ModelError};
+use crate::{Checkpoint, Dtype, KvCache, LoadOptions, LoadProgress, ModelConfig, ModelError};
 
-use super::load::Loader;
+use super::load::{Loader, load};
 use super::room;
 
 /// Embedding, attention, norms, routers and output head of the whole model, in host memory.
@@ -13,14 +13,19 @@ use super::room;
 pub struct CpuAttention {
     config: ModelConfig,
     dtype: Dtype,
-    isa: Isa,
-    embedding: Matrix,
-    layers: Vec<Layer>,
-    final_norm: Vec<f32>,
-    head: Matrix,
+    cores: Cores,
+    weights: Weights,
     /// Rotary frequencies `[head_dim / 2]`, in radians a position.
     frequencies: Vec<f32>,
     scratch: Scratch,
+}
+
+#[derive(Debug)]
+struct Weights {
+    embedding: Table,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    head: Matrix,
 }
 
 #[derive(Debug)]
@@ -49,32 +54,43 @@ struct Scratch {
     scores: Vec<f32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    quantised: QuantiseScratch,
 }
 
 impl CpuAttention {
-    /// Loads the attention side of `checkpoint`, converted to `dtype`.
+    /// Loads the attention side of `checkpoint`.
     ///
     /// # Errors
     /// Names the tensor that is missing, misshapen, of an unknown type, or not finite.
     pub fn load(checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self, ModelError> {
+        Self::load_with(checkpoint, LoadOptions::new(dtype), &mut |_| {})
+    }
+
+    /// As [`CpuAttention::load`], with all options; `observe` hears how far it is.
+    ///
+    /// # Errors
+    /// As [`CpuAttention::load`]; [`ModelError::Threads`].
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        observe: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
-        let loader = Loader { checkpoint, dtype };
-        let table = |name| loader.matrix(name, config.vocab_size, config.hidden_size);
-        let half = config.head_dim / 2;
+        let cores = Cores::new(options.threads)?;
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let weights = load(checkpoint, options.dtype, observe, |loader| {
+            Ok(Weights {
+                embedding: loader.table("model.embed_tokens.weight", vocabulary, hidden)?,
+                layers: (0..config.num_layers)
+                    .map(|layer| Layer::load(loader, &config, layer))
+                    .collect::<Result<_, _>>()?,
+                final_norm: loader.norm("model.norm.weight", hidden)?,
+                head: loader.matrix("lm_head.weight", vocabulary, hidden)?,
+            })
+        })?;
         let frequency = |i: usize| 1.0 / config.rope_theta.powf((2 * i) as f32 / config.head_dim as f32);
-        Ok(Self {
-            dtype,
-            isa: Isa::detect(),
-            embedding: table("model.embed_tokens.weight")?,
-            layers: (0..config.num_layers)
-                .map(|layer| Layer::load(loader, &config, layer))
-                .collect::<Result<_, _>>()?,
-            final_norm: loader.norm("model.norm.weight", config.hidden_size)?,
-            head: table("lm_head.weight")?,
-            frequencies: (0..half).map(frequency).collect(),
-            scratch: Scratch::default(),
-            config,
-        })
+        let frequencies = (0..config.head_dim / 2).map(frequency).collect();
+        Ok(Self { dtype: options.dtype, cores, weights, frequencies, scratch: Scratch::default(), config })
     }
 
     /// The rows in a buffer of `found` elements.
@@ -86,7 +102,7 @@ impl CpuAttention {
 }
 
 impl Layer {
-    fn load(loader: Loader<'_>, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
+    fn load(loader: &Loader<'_>, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         let (hidden, share_q, head_dim) = (config.hidden_size, config.share_q_dim, config.head_dim);
         let all_heads = config.num_heads * head_dim;
@@ -122,8 +138,9 @@ impl AttentionStage for CpuAttention {
     }
 
     fn weight_bytes(&self) -> usize {
-        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
-        layers + self.embedding.bytes() + self.head.bytes() + size_of_val(self.final_norm.as_slice())
+        let Weights { embedding, layers, final_norm, head } = &self.weights;
+        let layers: usize = layers.iter().map(Layer::bytes).sum();
+        layers + embedding.bytes() + head.bytes() + size_of_val(final_norm.as_slice())
     }
 
     fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError> {
@@ -133,7 +150,7 @@ impl AttentionStage for CpuAttention {
             return Err(ModelError::Token { token: tokens[row], row, vocab_size });
         }
         for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.config.hidden_size)) {
-            self.embedding.copy_row(*token as usize, x);
+            self.weights.embedding.copy_row(*token as usize, x);
         }
         Ok(())
     }
@@ -146,9 +163,9 @@ impl AttentionStage for CpuAttention {
         cache: &mut KvCache,
         y: &mut [f32],
     ) -> Result<(), ModelError> {
-        let Self { config, dtype, isa, layers, frequencies, scratch, .. } = self;
-        let (dtype, isa, eps) = (*dtype, *isa, config.rms_norm_eps);
-        let weights = layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
+        let Self { config, dtype, cores, weights, frequencies, scratch, .. } = self;
+        let (dtype, eps) = (*dtype, config.rms_norm_eps);
+        let weights = weights.layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
         check_len("x", x.len(), rows.len() * config.hidden_size)?;
         check_len("y", y.len(), x.len())?;
         cache.check(config, dtype, layer, rows)?;
@@ -163,11 +180,13 @@ impl AttentionStage for CpuAttention {
         let heads = room(&mut scratch.heads, query.len());
 
         rms_norm(dtype, x, &weights.input_norm, eps, normed);
-        linear(isa, dtype, &weights.query_down, normed, low_rank);
-        linear(isa, dtype, &weights.key, normed, key);
-        linear(isa, dtype, &weights.value, normed, value);
+        let input = scratch.quantised.activations(dtype.quantises(), normed, config.hidden_size);
+        linear(cores, dtype, &weights.query_down, input, low_rank);
+        linear(cores, dtype, &weights.key, input, key);
+        linear(cores, dtype, &weights.value, input, value);
         rms_norm(dtype, low_rank, &weights.query_norm, eps, low_rank_normed);
-        linear(isa, dtype, &weights.query_up, low_rank_normed, query);
+        let input = scratch.quantised.activations(dtype.quantises(), low_rank_normed, config.share_q_dim);
+        linear(cores, dtype, &weights.query_up, input, query);
 
         let per_row = query.chunks_exact_mut(config.num_heads * head_dim).zip(key.chunks_exact_mut(head_dim));
         for ((row, (query, key)), value) in rows.iter().zip(per_row).zip(value.chunks_exact(head_dim)) {
@@ -185,10 +204,11 @@ impl AttentionStage for CpuAttention {
             query.chunks_exact(config.num_heads * head_dim).zip(heads.chunks_exact_mut(config.num_heads * head_dim));
         for (row, (query, heads)) in rows.iter().zip(per_row) {
             let scores = room(&mut scratch.scores, config.num_heads * (row.position + 1));
-            cache.attend(isa, Query { layer, row: *row, heads: query }, scores, heads);
+            cache.attend(cores.isa, Query { layer, row: *row, heads: query }, scores, heads);
         }
         dtype.round_all(heads);
-        linear(isa, dtype, &weights.output, heads, normed);
+        let input = scratch.quantised.activations(dtype.quantises(), heads, config.num_heads * head_dim);
+        linear(cores, dtype, &weights.output, input, normed);
         for (x, a) in x.iter_mut().zip(&*normed) {
             *x = dtype.round(*x + a);
         }
@@ -198,8 +218,8 @@ impl AttentionStage for CpuAttention {
 
     fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError> {
         let rows = self.whole_rows("y", y.len())?;
-        let Self { config, dtype, isa, layers, scratch, .. } = self;
-        let router = match layers.get(layer) {
+        let Self { config, dtype, cores, weights: all, scratch, .. } = self;
+        let router = match all.layers.get(layer) {
             None => return Err(ModelError::Layer { layer, reason: "does not exist" }),
             Some(Layer { router: None, .. }) => {
                 return Err(ModelError::Layer { layer, reason: "is dense; it has no router" });
@@ -209,7 +229,7 @@ impl AttentionStage for CpuAttention {
         check_len("ids", ids.len(), rows * config.top_k)?;
         check_len("weights", weights.len(), rows * config.top_k)?;
         let scores = room(&mut scratch.scores, rows * config.num_experts);
-        linear(*isa, *dtype, router, y, scores);
+        linear(cores, *dtype, router, plain(y), scores);
         if let Some(i) = scores.iter().position(|score| !score.is_finite()) {
             return Err(ModelError::NonFiniteRow { argument: "y", row: i / config.num_experts });
         }
@@ -244,16 +264,21 @@ impl AttentionStage for CpuAttention {
         let rows = self.whole_rows("x", x.len())?;
         check_len("logits", logits.len(), rows * self.config.vocab_size)?;
         let normed = room(&mut self.scratch.normed, x.len());
-        rms_norm(self.dtype, x, &self.final_norm, self.config.rms_norm_eps, normed);
-        linear(self.isa, self.dtype, &self.head, normed, logits);
+        rms_norm(self.dtype, x, &self.weights.final_norm, self.config.rms_norm_eps, normed);
+        linear(&self.cores, self.dtype, &self.weights.head, plain(normed), logits);
         Ok(())
     }
 }
 
 /// `out = x * matrix^T`, rounded.
-fn linear(isa: Isa, dtype: Dtype, matrix: &Matrix, x: &[f32], out: &mut [f32]) {
-    matrix.apply(isa, x, out);
+fn linear(cores: &Cores, dtype: Dtype, matrix: &Matrix, x: Activations<'_>, out: &mut [f32]) {
+    matrix.apply(cores, x, out);
     dtype.round_all(out);
+}
+
+/// Rows for weights that are never FP8.
+fn plain(x: &[f32]) -> Activations<'_> {
+    Activations { plain: x, quantised: None }
 }
 
 /// The largest probabilities and their indices, largest first, the lower index first among equals. Takes them out of

@@ -1,10 +1,11 @@
 //! The FFN side on the CPU, whole or one shard of it.
 
-use crate::kernel::Isa;
-use crate::stage::{FfnInput, FfnStage, check_len};
-use crate::{Checkpoint, Dtype, ModelConfig, ModelError, Shard};
+use crate::fp8::{self, fp8_groups};
+use crate::kernel::{Activations, Cores};
+use crate::stage::{FfnInput, FfnStage, Hidden, check_len};
+use crate::{Checkpoint, Dtype, LoadOptions, LoadProgress, ModelConfig, ModelError, Shard};
 
-use super::load::Loader;
+use super::load::{Loader, load};
 use super::mlp::{Mlp, MlpScratch};
 use super::room;
 
@@ -15,7 +16,7 @@ use super::room;
 pub struct CpuFfn {
     config: ModelConfig,
     dtype: Dtype,
-    isa: Isa,
+    cores: Cores,
     shard: Shard,
     layers: Vec<Layer>,
     scratch: Scratch,
@@ -44,46 +45,62 @@ struct Visit {
 #[derive(Debug, Default)]
 struct Scratch {
     /// All segments' rows, one after the other.
-    input: Vec<f32>,
+    input: Rows,
     /// Sorted by expert, then row.
     visits: Vec<Visit>,
     /// The rows that visit one expert.
-    gathered: Vec<f32>,
+    gathered: Rows,
     result: Vec<f32>,
     mlp: MlpScratch,
 }
 
 impl CpuFfn {
-    /// Loads the part of `checkpoint`'s FFN side that `shard` holds, converted to `dtype`; reads no other weights.
+    /// Loads the part of `checkpoint`'s FFN side that `shard` holds; reads no other weights.
     ///
     /// # Errors
     /// Names the tensor that is missing, misshapen, of an unknown type, or not finite.
     pub fn load(checkpoint: &Checkpoint, dtype: Dtype, shard: Shard) -> Result<Self, ModelError> {
+        Self::load_with(checkpoint, LoadOptions::new(dtype), shard, &mut |_| {})
+    }
+
+    /// As [`CpuFfn::load`], with all options; `observe` hears how far it is.
+    ///
+    /// # Errors
+    /// As [`CpuFfn::load`]; [`ModelError::Threads`].
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        shard: Shard,
+        observe: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
-        let loader = Loader { checkpoint, dtype };
-        let layers = (0..config.num_layers).map(|layer| Layer::load(loader, &config, shard, layer));
-        let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Self { dtype, isa: Isa::detect(), shard, layers, scratch: Scratch::default(), config })
+        let cores = Cores::new(options.threads)?;
+        let layers = load(checkpoint, options.dtype, observe, |loader| {
+            (0..config.num_layers).map(|layer| Layer::load(loader, &config, shard, layer)).collect()
+        })?;
+        Ok(Self { dtype: options.dtype, cores, shard, layers, scratch: Scratch::default(), config })
     }
 }
 
 impl Layer {
-    fn load(loader: Loader<'_>, config: &ModelConfig, shard: Shard, layer: usize) -> Result<Self, ModelError> {
+    fn load(loader: &Loader<'_>, config: &ModelConfig, shard: Shard, layer: usize) -> Result<Self, ModelError> {
         let hidden = config.hidden_size;
         let prefix = format!("model.layers.{layer}");
         if !config.is_moe(layer) {
             let full = config.intermediate_size;
-            return Ok(Self::Dense(loader.mlp(&format!("{prefix}.mlp"), hidden, full, shard.range(full))?));
+            return Ok(Self::Dense(loader.mlp(&format!("{prefix}.mlp"), hidden, full, shard)?));
         }
         let held = shard.experts(config);
         let first = held.start;
         let stacked = format!("{prefix}.moe");
-        let expert = |e| loader.stacked_mlp(&stacked, hidden, config.moe_intermediate_size, config.num_experts, e);
+        let expert = |e| {
+            loader.stacked_mlp(&stacked, hidden, config.moe_intermediate_size, config.num_experts, e, shard.of_expert())
+        };
         let full = config.share_expert_dim;
         Ok(Self::Moe {
             first,
             experts: held.map(expert).collect::<Result<_, _>>()?,
-            shared: loader.mlp(&format!("{prefix}.share_expert"), hidden, full, shard.range(full))?,
+            shared: loader.mlp(&format!("{prefix}.share_expert"), hidden, full, shard)?,
         })
     }
 }
@@ -106,23 +123,18 @@ impl FfnStage for CpuFfn {
     }
 
     fn forward(&mut self, layer: usize, segments: &[FfnInput<'_>], out: &mut [f32]) -> Result<(), ModelError> {
-        let Self { config, dtype, isa, layers, scratch, .. } = self;
-        let (dtype, isa, hidden) = (*dtype, *isa, config.hidden_size);
+        let Self { config, dtype, cores, layers, scratch, .. } = self;
+        let (dtype, hidden) = (*dtype, config.hidden_size);
         let weights = layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
         let top_k = if matches!(weights, Layer::Moe { .. }) { config.top_k } else { 0 };
         let rows = check_segments(config, top_k, segments)?;
         check_len("out", out.len(), rows * hidden)?;
 
         let Scratch { input, visits, gathered, result, mlp: mlp_scratch } = scratch;
-        let input = room(input, rows * hidden);
-        let mut first_row = 0;
-        for segment in segments {
-            input[first_row * hidden..][..segment.hidden.len()].copy_from_slice(segment.hidden);
-            first_row += segment.hidden.len() / hidden;
-        }
+        input.take(dtype, hidden, rows, segments);
         let (first, experts, shared) = match weights {
             Layer::Dense(mlp) => {
-                mlp.apply(isa, dtype, input, rows, mlp_scratch, out);
+                mlp.apply(cores, dtype, input.activations(dtype, hidden, rows), rows, mlp_scratch, out);
                 return Ok(());
             }
             Layer::Moe { first, experts, shared } => (*first, experts, shared),
@@ -131,13 +143,11 @@ impl FfnStage for CpuFfn {
         out.fill(0.0);
         sort_visits(segments, top_k, first..first + experts.len(), visits);
         for visits in visits.chunk_by(|a, b| a.expert == b.expert) {
-            let gathered = room(gathered, visits.len() * hidden);
-            for (visit, to) in visits.iter().zip(gathered.chunks_exact_mut(hidden)) {
-                to.copy_from_slice(&input[visit.row as usize * hidden..][..hidden]);
-            }
+            gathered.gather(dtype, hidden, input, visits.iter().map(|visit| visit.row as usize));
             let result = room(result, visits.len() * hidden);
             let expert = &experts[usize::from(visits[0].expert) - first];
-            expert.apply(isa, dtype, gathered, visits.len(), mlp_scratch, result);
+            let activations = gathered.activations(dtype, hidden, visits.len());
+            expert.apply(cores, dtype, activations, visits.len(), mlp_scratch, result);
             for (visit, result) in visits.iter().zip(result.chunks_exact(hidden)) {
                 let out = &mut out[visit.row as usize * hidden..][..hidden];
                 for (out, value) in out.iter_mut().zip(result) {
@@ -146,11 +156,80 @@ impl FfnStage for CpuFfn {
             }
         }
         let result = room(result, rows * hidden);
-        shared.apply(isa, dtype, input, rows, mlp_scratch, result);
+        shared.apply(cores, dtype, input.activations(dtype, hidden, rows), rows, mlp_scratch, result);
         for (out, value) in out.iter_mut().zip(result) {
             *out = dtype.round(*out + *value);
         }
         Ok(())
+    }
+}
+
+/// Rows of hidden states, and the same quantised where FP8 weights take them so.
+#[derive(Debug, Default)]
+struct Rows {
+    /// `[rows, hidden]`.
+    plain: Vec<f32>,
+    /// `[rows, hidden]`, the codes' values.
+    codes: Vec<f32>,
+    /// `[rows, groups]`.
+    scales: Vec<f32>,
+}
+
+impl Rows {
+    /// Takes all segments in; what arrives quantised is not quantised again.
+    fn take(&mut self, dtype: Dtype, hidden: usize, rows: usize, segments: &[FfnInput<'_>]) {
+        let groups = fp8_groups(hidden);
+        let plain = room(&mut self.plain, rows * hidden);
+        let quantised = if dtype.quantises() { rows } else { 0 };
+        let (codes, scales) = (room(&mut self.codes, quantised * hidden), room(&mut self.scales, quantised * groups));
+        let mut row = 0;
+        for segment in segments {
+            let count = segment.hidden.len() / hidden;
+            let plain = &mut plain[row * hidden..][..count * hidden];
+            let (some, all) = (row * hidden..(row + count) * hidden, row * groups..(row + count) * groups);
+            row += count;
+            match segment.hidden {
+                Hidden::Plain(values) => {
+                    plain.copy_from_slice(values);
+                    if dtype.quantises() {
+                        let codes = &mut codes[some];
+                        let keep = |index: usize, code| codes[index] = fp8::decode(code);
+                        fp8::quantise_with(values, hidden, &mut scales[all], keep);
+                    }
+                }
+                Hidden::Fp8 { codes: arrived, scales: with } => {
+                    fp8::dequantise_rows(arrived, with, hidden, plain);
+                    dtype.round_all(plain);
+                    if dtype.quantises() {
+                        codes[some].iter_mut().zip(arrived).for_each(|(value, code)| *value = fp8::decode(*code));
+                        scales[all].copy_from_slice(with);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes some rows of others.
+    fn gather(&mut self, dtype: Dtype, hidden: usize, from: &Self, rows: impl ExactSizeIterator<Item = usize>) {
+        let groups = fp8_groups(hidden);
+        let quantised = if dtype.quantises() { rows.len() } else { 0 };
+        let plain = room(&mut self.plain, rows.len() * hidden);
+        let (codes, scales) = (room(&mut self.codes, quantised * hidden), room(&mut self.scales, quantised * groups));
+        for (to, row) in rows.enumerate() {
+            let copy = |to: &mut [f32], place: usize, from: &[f32], width: usize| {
+                to[place * width..][..width].copy_from_slice(&from[row * width..][..width]);
+            };
+            copy(plain, to, &from.plain, hidden);
+            if dtype.quantises() {
+                copy(codes, to, &from.codes, hidden);
+                copy(scales, to, &from.scales, groups);
+            }
+        }
+    }
+
+    fn activations(&self, dtype: Dtype, hidden: usize, rows: usize) -> Activations<'_> {
+        let quantised = || (&self.codes[..rows * hidden], &self.scales[..rows * fp8_groups(hidden)]);
+        Activations { plain: &self.plain[..rows * hidden], quantised: dtype.quantises().then(quantised) }
     }
 }
 
@@ -174,6 +253,9 @@ fn check_segments(config: &ModelConfig, top_k: usize, segments: &[FfnInput<'_>])
     for (segment, input) in segments.iter().enumerate() {
         let rows = input.hidden.len().div_ceil(config.hidden_size);
         check_len("hidden", input.hidden.len(), rows * config.hidden_size)?;
+        if let Hidden::Fp8 { scales, .. } = input.hidden {
+            check_len("scales", scales.len(), rows * fp8_groups(config.hidden_size))?;
+        }
         check_len("experts", input.experts.len(), rows * top_k)?;
         check_len("weights", input.weights.len(), rows * top_k)?;
         total += rows;

@@ -1,7 +1,7 @@
 //! The gated MLP that dense layers, routed experts and the shared expert are made of.
 
 use crate::Dtype;
-use crate::kernel::{Isa, Matrix, silu_times};
+use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, silu_times};
 
 use super::room;
 
@@ -23,27 +23,29 @@ pub(super) struct Mlp {
 pub(super) struct MlpScratch {
     gate: Vec<f32>,
     up: Vec<f32>,
+    quantised: QuantiseScratch,
 }
 
 impl Mlp {
-    /// `out` `[rows, hidden]` from `x` `[rows, hidden]`, rounded to `dtype`.
+    /// `out` `[rows, hidden]` from `x` `[rows, hidden]`, rounded as `dtype` says.
     pub(super) fn apply(
         &self,
-        isa: Isa,
+        cores: &Cores,
         dtype: Dtype,
-        x: &[f32],
+        x: Activations<'_>,
         rows: usize,
         scratch: &mut MlpScratch,
         out: &mut [f32],
     ) {
         let gate = room(&mut scratch.gate, rows * self.width);
         let up = room(&mut scratch.up, rows * self.width);
-        self.gate.apply(isa, x, gate);
-        self.up.apply(isa, x, up);
+        self.gate.apply(cores, x, gate);
+        self.up.apply(cores, x, up);
         dtype.round_all(gate);
         dtype.round_all(up);
         silu_times(dtype, gate, up);
-        self.down.apply(isa, gate, out);
+        let quantise = dtype.quantises() && self.down.is_fp8();
+        self.down.apply(cores, scratch.quantised.activations(quantise, gate, self.width), out);
         dtype.round_all(out);
     }
 

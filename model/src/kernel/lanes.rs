@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use crate::fp8;
+
 /// Lanes of every accumulator, on every processor, so that sums associate alike everywhere.
 pub(crate) const WIDTH: usize = 16;
 
@@ -13,6 +15,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(values: &[f32; WIDTH]) -> Self;
     unsafe fn load_bf16(values: &[bf16; WIDTH]) -> Self;
+    /// FP8 codes, none of which is NaN.
+    unsafe fn load_fp8(codes: &[u8; WIDTH]) -> Self;
     unsafe fn store(self, values: &mut [f32; WIDTH]);
     /// `self + a * b`, fused where the processor can.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
@@ -74,6 +78,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_fp8(codes: &[u8; WIDTH]) -> Self {
+        Self(codes.map(fp8::decode))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, values: &mut [f32; WIDTH]) {
         *values = self.0;
     }
@@ -113,7 +122,7 @@ mod x86 {
 
     use super::{Lanes, WIDTH, bf16};
 
-    /// Two registers of AVX2 with FMA.
+    /// Two registers of AVX2 with FMA and F16C.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
 
@@ -143,6 +152,18 @@ mod x86 {
                 let high = _mm_loadu_si128(values.as_ptr().add(8).cast());
                 let widen = |half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)));
                 Self(widen(low), widen(high))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_fp8(codes: &[u8; WIDTH]) -> Self {
+            // SAFETY: the caller promises AVX2 and F16C; the array holds 16 bytes.
+            unsafe {
+                let halves = fp8_to_f16(_mm_loadu_si128(codes.as_ptr().cast()));
+                let bias = _mm256_set1_ps(FP8_FROM_F16);
+                let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+                let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+                Self(_mm256_mul_ps(low, bias), _mm256_mul_ps(high, bias))
             }
         }
 
@@ -192,6 +213,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_fp8(codes: &[u8; WIDTH]) -> Self {
+            // SAFETY: the caller promises AVX-512F, which includes AVX2; the array holds 16 bytes.
+            unsafe {
+                let halves = fp8_to_f16(_mm_loadu_si128(codes.as_ptr().cast()));
+                Self(_mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(FP8_FROM_F16)))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn store(self, values: &mut [f32; WIDTH]) {
             // SAFETY: the caller promises AVX-512F; the array holds 16 floats, and an unaligned store is used.
             unsafe { _mm512_storeu_ps(values.as_mut_ptr(), self.0) }
@@ -211,6 +241,23 @@ mod x86 {
                 let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
                 sum_8(_mm256_add_ps(low, high))
             }
+        }
+    }
+
+    /// What an FP8 value is of the f16 that has its bits: the exponents' biases are 7 and 15.
+    const FP8_FROM_F16: f32 = 256.0;
+
+    /// The f16s that have the sign, exponent and fraction of 16 FP8 codes: each code becomes the upper byte, is shifted
+    /// down by the exponent's additional bit, and leaves the sign behind.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn fp8_to_f16(codes: __m128i) -> __m256i {
+        // SAFETY: the caller promises AVX2.
+        unsafe {
+            let upper = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(codes));
+            _mm256_and_si256(_mm256_srai_epi16::<1>(upper), _mm256_set1_epi16(0xbf80_u16 as i16))
         }
     }
 

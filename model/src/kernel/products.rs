@@ -1,4 +1,4 @@
-//! Matrix products and weighted sums, written once over [`Lanes`] and compiled once for each instruction set.
+//! Products with cached keys and values, written once over [`Lanes`] and compiled once for each instruction set.
 //!
 //! Blocking decides only *when* an output element is computed, never how: a tile of `R` rows by `N` columns keeps one
 //! accumulator for each element, and tiles of every shape run the same additions.
@@ -153,11 +153,13 @@ fn padded<S: Scalar>(rest: &[S]) -> [S; WIDTH] {
 }
 
 /// Instantiates the products for one instruction set, with tiles of `$rows` x `$columns` that fit its registers; a
-/// single row takes `$alone` columns at once, to keep as many accumulators in flight.
+/// single row takes `$alone` columns at once, to keep as many accumulators in flight. Of weights, `$panels` panels are
+/// multiplied at once.
 #[cfg(target_arch = "x86_64")]
 macro_rules! instruction_set {
-    ($module:ident, $lanes:ident, $features:literal, $rows:literal x $columns:literal, 1 x $alone:literal) => {
+    ($module:ident, $lanes:ident, $features:literal, $rows:literal x $columns:literal, 1 x $alone:literal, $panels:literal) => {
         pub(super) mod $module {
+            use crate::kernel::gemm::{self, Left, Out, Panels, Stored};
             use crate::kernel::lanes::{Scalar, $lanes};
 
             #[target_feature(enable = $features)]
@@ -183,11 +185,17 @@ macro_rules! instruction_set {
                 // SAFETY: this function itself is compiled for, and may only be called with, the instruction set.
                 unsafe { super::add_weighted::<$lanes, S>(p, p_stride, v, d, out) }
             }
+
+            #[target_feature(enable = $features)]
+            pub(in crate::kernel) fn multiply<S: Stored>(left: Left<'_>, panels: Panels<'_, S>, out: Out<'_>) {
+                // SAFETY: this function itself is compiled for, and may only be called with, the instruction set.
+                unsafe { gemm::multiply::<$lanes, S, $panels>(left, panels, out) }
+            }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-instruction_set!(avx2, Avx2, "avx2,fma", 2 x 2, 1 x 4);
+instruction_set!(avx2, Avx2, "avx2,fma,f16c", 2 x 2, 1 x 4, 1);
 #[cfg(target_arch = "x86_64")]
-instruction_set!(avx512, Avx512, "avx512f,avx512vl", 4 x 4, 1 x 8);
+instruction_set!(avx512, Avx512, "avx512f,avx512vl", 4 x 4, 1 x 8, 2);

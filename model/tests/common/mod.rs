@@ -5,12 +5,17 @@ use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 use stepmesh_model::{
-    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, Row, SequenceId,
-    Shard,
+    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, Hidden, KvCache, ModelConfig, Row,
+    SequenceId, Shard, fp8_groups, quantise_rows,
 };
 
 pub fn fixture(file: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny")).join(file)
+}
+
+/// A file of the checkpoint whose linear layers are FP8.
+pub fn fp8_fixture(file: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny-fp8")).join(file)
 }
 
 pub fn checkpoint() -> Checkpoint {
@@ -31,14 +36,19 @@ pub struct Prompt {
 impl Golden {
     /// `name` is `golden_f32` or `golden_bf16`.
     pub fn read(name: &str) -> Self {
-        let json = std::fs::read_to_string(fixture(&format!("{name}.json"))).unwrap();
+        Self::read_from(fixture(name))
+    }
+
+    /// `path` has no extension.
+    pub fn read_from(path: PathBuf) -> Self {
+        let json = std::fs::read_to_string(path.with_extension("json")).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let ids = |value: &serde_json::Value| -> Vec<u32> {
             value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
         };
         let prompts = json.as_array().unwrap().iter();
         let prompts = prompts.map(|p| Prompt { tokens: ids(&p["prompt"]), greedy: ids(&p["greedy"]) }).collect();
-        Self { bytes: std::fs::read(fixture(&format!("{name}.safetensors"))).unwrap(), prompts }
+        Self { bytes: std::fs::read(path.with_extension("safetensors")).unwrap(), prompts }
     }
 
     pub fn find(&self, name: &str) -> Option<Vec<f32>> {
@@ -57,18 +67,26 @@ pub struct Model {
     pub attention: Box<dyn AttentionStage>,
     pub ffns: Vec<Box<dyn FfnStage>>,
     pub cache: KvCache,
+    /// Whether rows go to the FFN side as FP8.
+    pub fp8_wire: bool,
 }
 
 impl Model {
     pub fn new(dtype: Dtype, shards: usize) -> Self {
-        let checkpoint = checkpoint();
+        Self::of(&checkpoint(), dtype, shards, 1)
+    }
+
+    /// A model of `checkpoint` whose experts are cut among `tensor` shards each.
+    pub fn of(checkpoint: &Checkpoint, dtype: Dtype, shards: usize, tensor: usize) -> Self {
         let ffn = |index| -> Box<dyn FfnStage> {
-            Box::new(CpuFfn::load(&checkpoint, dtype, Shard::new(index, shards).unwrap()).unwrap())
+            let shard = Shard::with_tensor_parallel(index, shards, tensor).unwrap();
+            Box::new(CpuFfn::load(checkpoint, dtype, shard).unwrap())
         };
         Self {
-            attention: Box::new(CpuAttention::load(&checkpoint, dtype).unwrap()),
+            attention: Box::new(CpuAttention::load(checkpoint, dtype).unwrap()),
             ffns: (0..shards).map(ffn).collect(),
             cache: KvCache::new(checkpoint.config(), dtype, 1024).unwrap(),
+            fp8_wire: false,
         }
     }
 
@@ -101,7 +119,11 @@ impl Model {
         if config.is_moe(layer) {
             self.attention.route(layer, y, &mut ids, &mut weights).unwrap();
         }
-        let input = FfnInput { hidden: y, experts: &ids, weights: &weights };
+        let (mut codes, mut scales) =
+            (vec![0; y.len()], vec![0.0; y.len() / config.hidden_size * fp8_groups(config.hidden_size)]);
+        quantise_rows(y, config.hidden_size, &mut codes, &mut scales).unwrap();
+        let hidden = if self.fp8_wire { Hidden::Fp8 { codes: &codes, scales: &scales } } else { Hidden::Plain(y) };
+        let input = FfnInput { hidden, experts: &ids, weights: &weights };
         let part = |ffn: &mut Box<dyn FfnStage>| {
             let mut out = vec![0.0; y.len()];
             ffn.forward(layer, &[input], &mut out).unwrap();

@@ -11,11 +11,13 @@ use stepmesh_model::{
     AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, ModelError, Row,
     Shard, log_probability,
 };
+use stepmesh_pipeline::Wire;
 use stepmesh_proto::control::{GenerateRequest, Sampling};
 use stepmesh_transport::mem::FaultPlan;
 use world::{Outcome, Shape, Stages, World};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny");
+const FP8_FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny-fp8");
 
 struct Golden {
     prompt: Vec<u32>,
@@ -24,62 +26,78 @@ struct Golden {
 
 fn golden() -> &'static [Golden] {
     static GOLDEN: OnceLock<Vec<Golden>> = OnceLock::new();
-    GOLDEN.get_or_init(|| {
-        let text = std::fs::read_to_string(format!("{FIXTURE}/golden_f32.json")).unwrap();
-        let ids = |value: &serde_json::Value| -> Vec<u32> {
-            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-        };
-        let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
-        cases.iter().map(|case| Golden { prompt: ids(&case["prompt"]), greedy: ids(&case["greedy"]) }).collect()
-    })
+    GOLDEN.get_or_init(|| read_golden(&format!("{FIXTURE}/golden_f32.json")))
+}
+
+fn read_golden(path: &str) -> Vec<Golden> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let ids = |value: &serde_json::Value| -> Vec<u32> {
+        value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    cases.iter().map(|case| Golden { prompt: ids(&case["prompt"]), greedy: ids(&case["greedy"]) }).collect()
 }
 
 /// One set of weights for all nodes of all deployments.
 struct Tiny {
     config: ModelConfig,
+    dtype: Dtype,
     attention: Arc<Mutex<CpuAttention>>,
     shards: Vec<Vec<Arc<Mutex<CpuFfn>>>>,
 }
 
 impl Tiny {
     fn load(most_ffn: usize) -> Self {
-        let checkpoint = Checkpoint::open(FIXTURE.as_ref()).unwrap();
-        let shard = |index, count| {
-            let shard = Shard::new(index, count).unwrap();
-            Arc::new(Mutex::new(CpuFfn::load(&checkpoint, Dtype::F32, shard).unwrap()))
+        let splits: Vec<_> = (1..=most_ffn).map(|count| (count, 1)).collect();
+        Self::of(FIXTURE, Dtype::F32, &splits)
+    }
+
+    /// `splits`: numbers of FFN instances, and among how many of them each expert is cut.
+    fn of(fixture: &str, dtype: Dtype, splits: &[(usize, usize)]) -> Self {
+        let checkpoint = Checkpoint::open(fixture.as_ref()).unwrap();
+        let shard = |index, count, tensor| {
+            let shard = Shard::with_tensor_parallel(index, count, tensor).unwrap();
+            Arc::new(Mutex::new(CpuFfn::load(&checkpoint, dtype, shard).unwrap()))
         };
         Self {
             config: checkpoint.config().clone(),
-            attention: Arc::new(Mutex::new(CpuAttention::load(&checkpoint, Dtype::F32).unwrap())),
-            shards: (1..=most_ffn).map(|count| (0..count).map(|index| shard(index, count)).collect()).collect(),
+            dtype,
+            attention: Arc::new(Mutex::new(CpuAttention::load(&checkpoint, dtype).unwrap())),
+            shards: splits
+                .iter()
+                .map(|&(count, tensor)| (0..count).map(|index| shard(index, count, tensor)).collect())
+                .collect(),
         }
     }
 }
 
 impl Stages for Tiny {
     fn attention(&self) -> Box<dyn AttentionStage> {
-        Box::new(SharedAttention(self.config.clone(), self.attention.clone()))
+        Box::new(SharedAttention(self.config.clone(), self.dtype, self.attention.clone()))
     }
 
     fn ffn(&self, rank: usize, count: usize) -> Box<dyn FfnStage> {
-        Box::new(SharedFfn(self.config.clone(), self.shards[count - 1][rank].clone()))
+        Box::new(SharedFfn(
+            self.config.clone(),
+            self.shards.iter().find(|split| split.len() == count).unwrap()[rank].clone(),
+        ))
     }
 }
 
-struct SharedAttention(ModelConfig, Arc<Mutex<CpuAttention>>);
+struct SharedAttention(ModelConfig, Dtype, Arc<Mutex<CpuAttention>>);
 
 impl AttentionStage for SharedAttention {
     fn config(&self) -> &ModelConfig {
         &self.0
     }
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.1
     }
     fn weight_bytes(&self) -> usize {
         0
     }
     fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError> {
-        self.1.lock().unwrap().embed(tokens, x)
+        self.2.lock().unwrap().embed(tokens, x)
     }
     fn attention(
         &mut self,
@@ -89,16 +107,16 @@ impl AttentionStage for SharedAttention {
         cache: &mut KvCache,
         y: &mut [f32],
     ) -> Result<(), ModelError> {
-        self.1.lock().unwrap().attention(layer, rows, x, cache, y)
+        self.2.lock().unwrap().attention(layer, rows, x, cache, y)
     }
     fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError> {
-        self.1.lock().unwrap().route(layer, y, ids, weights)
+        self.2.lock().unwrap().route(layer, y, ids, weights)
     }
     fn combine(&mut self, x: &mut [f32], partials: &[&[f32]]) -> Result<(), ModelError> {
-        self.1.lock().unwrap().combine(x, partials)
+        self.2.lock().unwrap().combine(x, partials)
     }
     fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError> {
-        self.1.lock().unwrap().logits(x, logits)
+        self.2.lock().unwrap().logits(x, logits)
     }
 }
 
@@ -121,6 +139,7 @@ impl FfnStage for SharedFfn {
 
 fn shape(seed: u64, attention: u32, ffn: u32, microbatches: u16) -> Shape {
     Shape {
+        wire: Wire::F32,
         seed,
         attention,
         ffn,
@@ -252,6 +271,68 @@ fn sampling_that_makes_no_sense_is_refused() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Scores and tokens of the golden prompts on `attention` + split, with latencies that `seed` draws.
+fn run(tiny: &Tiny, wire: Wire, attention: u32, ffn: u32, microbatches: u16, seed: u64) -> Vec<(Vec<f32>, Vec<u32>)> {
+    let lanes = 1 + (seed % 3) as u8;
+    let latency = Duration::from_micros(2)..Duration::from_micros(20 + seed % 7 * 100);
+    let mut world = World::new(Shape { wire, lanes, latency, ..shape(seed, attention, ffn, microbatches) }, tiny);
+    until(&mut world, "joining", |world| world.is_complete());
+    let golden = read_golden(&format!("{FP8_FIXTURE}/golden_w8_dequant_f32.json"));
+    let request = |case: &Golden| GenerateRequest { score_prompt: true, ..request(&case.prompt, 6) };
+    let sequences: Vec<_> = golden.iter().map(|case| world.generate(request(case)).unwrap()).collect();
+    until(&mut world, "decoding", |world| world.clients.values().all(|client| client.outcome.is_some()));
+    sequences
+        .iter()
+        .map(|sequence| {
+            let client = &world.clients[sequence];
+            assert_eq!(client.outcome, Some(Outcome::Finished));
+            (client.scores.clone(), client.tokens.clone())
+        })
+        .collect()
+}
+
+#[test]
+fn fp8_deployments_repeat_bit_for_bit_whatever_the_timing_and_the_microbatches() {
+    for (ffn, tensor) in [(1, 1), (2, 1), (2, 2), (4, 2)] {
+        for (dtype, wire) in [(Dtype::F32, Wire::F32), (Dtype::Fp8, Wire::Fp8), (Dtype::Fp8F32, Wire::Fp8F32)] {
+            let tiny = Tiny::of(FP8_FIXTURE, dtype, &[(ffn as usize, tensor)]);
+            let first = run(&tiny, wire, 1, ffn, 3, 0);
+            for seed in 1..20 {
+                let again = run(&tiny, wire, 1 + (seed % 2) as u32, ffn, 1 + (seed % 3) as u16, seed);
+                assert!(again == first, "{ffn} FFN instances, {tensor} an expert, {dtype}, seed {seed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dequantised_fp8_weights_decode_the_golden_tokens_on_every_split() {
+    let golden = read_golden(&format!("{FP8_FIXTURE}/golden_w8_dequant_f32.json"));
+    let mut whole = None;
+    for (ffn, tensor) in [(1, 1), (2, 1), (2, 2), (4, 2), (3, 3)] {
+        let tiny = Tiny::of(FP8_FIXTURE, Dtype::F32, &[(ffn as usize, tensor)]);
+        let found = run(&tiny, Wire::F32, 2, ffn, 3, 3);
+        for (case, (_, tokens)) in golden.iter().zip(&found) {
+            assert_eq!(*tokens, case.greedy[..6], "{ffn} FFN instances, {tensor} an expert");
+        }
+        let whole = whole.get_or_insert_with(|| found.clone());
+        for ((scores, _), (expected, _)) in found.iter().zip(whole.iter()) {
+            assert!(scores.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-5));
+        }
+    }
+}
+
+#[test]
+fn an_fp8_wire_serves_weights_of_any_type() {
+    let tiny = Tiny::of(FP8_FIXTURE, Dtype::F32, &[(2, 1)]);
+    let exact = run(&tiny, Wire::F32, 1, 2, 3, 1);
+    let lossy = run(&tiny, Wire::Fp8F32, 1, 2, 3, 1);
+    let scores = |run: &[(Vec<f32>, Vec<u32>)]| run.iter().flat_map(|(scores, _)| scores.clone()).collect::<Vec<_>>();
+    let (exact, lossy) = (scores(&exact), scores(&lossy));
+    let mean = exact.iter().zip(&lossy).map(|(a, b)| (a - b).abs()).sum::<f32>() / exact.len() as f32;
+    assert!(mean > 0.0 && mean < 0.2, "mean distance {mean}");
 }
 
 /// What a schedule brought about, to show that the schedules are not all the same.

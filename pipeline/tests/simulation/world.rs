@@ -11,7 +11,7 @@ use stepmesh_mesh::control::{Control, ControlError, ControlEvent};
 use stepmesh_mesh::scheduler::{Action, GenerateRefusal, SchedulerOptions, SequenceId, Session, State};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, Policy};
 use stepmesh_model::{AttentionStage, Dtype, FfnStage};
-use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Step, slot_layout, workload};
+use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Step, Wire, slot_layout, workload};
 use stepmesh_proto::control::{FromMember, GenerateRequest, sequence_event::Body};
 use stepmesh_transport::Clock;
 use stepmesh_transport::mem::{Fabric, FabricOptions};
@@ -19,6 +19,7 @@ use stepmesh_transport::mem::{Fabric, FabricOptions};
 /// A deployment's shape and manners.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
+    pub(crate) wire: Wire,
     pub(crate) seed: u64,
     pub(crate) attention: u32,
     pub(crate) ffn: u32,
@@ -48,7 +49,7 @@ pub(crate) struct Client {
 type Queue<T> = VecDeque<(Instant, T)>;
 
 #[derive(Default)]
-struct Wire {
+struct ControlWire {
     to_scheduler: BTreeMap<Session, Queue<FromMember>>,
     to_member: BTreeMap<Session, Queue<ControlEvent>>,
 }
@@ -56,7 +57,7 @@ struct Wire {
 /// A member's session: messages take their time, in order.
 struct SimControl {
     session: Session,
-    wire: Arc<Mutex<Wire>>,
+    wire: Arc<Mutex<ControlWire>>,
     clock: Clock,
     random: SmallRng,
     latency: Range<Duration>,
@@ -104,7 +105,7 @@ pub(crate) struct World {
     shape: Shape,
     clock: Clock,
     scheduler: State,
-    wire: Arc<Mutex<Wire>>,
+    wire: Arc<Mutex<ControlWire>>,
     places: Vec<Place>,
     control_random: SmallRng,
 }
@@ -160,8 +161,8 @@ impl World {
 
     fn member(&mut self, name: &str, rank: u32, stage: &dyn AttentionStage) -> (MemberOptions, Session, SimControl) {
         let config = stage.config();
-        let layout = slot_layout(config, Dtype::F32, self.shape.microbatches, self.shape.max_rows).unwrap();
-        let mut options = MemberOptions::new(layout, workload(config, Dtype::F32));
+        let layout = slot_layout(config, self.shape.wire, self.shape.microbatches, self.shape.max_rows).unwrap();
+        let mut options = MemberOptions::new(layout, workload(config, Dtype::F32, Wire::F32, 1));
         options.name = name.into();
         options.rank = Some(rank);
         options.lanes = self.shape.lanes;
@@ -184,7 +185,7 @@ impl World {
         let (microbatches, max_rows) = (self.shape.microbatches, self.shape.max_rows);
         let fabric_device = self.fabric.device(device.as_str());
         let mesh = AttentionMesh::new(options, fabric_device, Box::new(control), self.clock.clone()).unwrap();
-        let executor = AttentionExecutor::new(mesh, stage, 4096, microbatches, max_rows, 64).unwrap();
+        let executor = AttentionExecutor::new(mesh, stage, self.shape.wire, 4096, microbatches, max_rows, 64).unwrap();
         self.places.push(Place { device, session, node: Some(Node::Attention(Box::new(executor))) });
     }
 
@@ -195,7 +196,7 @@ impl World {
         let fabric_device = self.fabric.device(device.as_str());
         let mesh = FfnMesh::new(options, fabric_device, Box::new(control), self.clock.clone()).unwrap();
         let stage = stages.ffn(rank as usize, self.shape.ffn as usize);
-        let executor = FfnExecutor::new(mesh, stage, Dtype::F32, Policy::All);
+        let executor = FfnExecutor::new(mesh, stage, self.shape.wire, Policy::All);
         self.places.push(Place { device, session, node: Some(Node::Ffn(Box::new(executor))) });
     }
 

@@ -5,6 +5,7 @@ use crate::demo::DemoArguments;
 use crate::doctor::DoctorArguments;
 use crate::generate::GenerateArguments;
 use crate::inspect::InspectArguments;
+use crate::serve::ServeArguments;
 use crate::settings::{AttentionLayer, DeploymentLayer, FfnLayer, Layered, SchedulerLayer, with_environment};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -43,6 +44,11 @@ pub(crate) enum Command {
     /// Decode prompts on a running deployment
     #[command(after_help = "Example:  stepmesh generate --scheduler http://127.0.0.1:7400 --token-ids 0,5,17")]
     Generate(Box<GenerateArguments>),
+    /// Serve OpenAI's HTTP API: completions and chat, on a deployment of its own or one that runs
+    #[command(after_help = "Example:  stepmesh serve --port 8000\n\
+                                  \x20          curl http://127.0.0.1:8000/v1/completions -H 'content-type: application/json' \\\n\
+                                  \x20            -d '{\"prompt\": \"Once there was a girl\", \"max_tokens\": 200}'")]
+    Serve(Box<ServeArguments>),
     /// Run the scheduler: it admits members, introduces them to each other and takes requests
     #[command(after_help = "Example:  stepmesh scheduler --listen 127.0.0.1:7400 --attention 2 --ffn 2")]
     Scheduler(Box<Layered<SchedulerLayer>>),

@@ -6,7 +6,7 @@ use crate::settings::Secret;
 use std::time::Duration;
 use stepmesh_mesh::control::{self, ConnectOptions, ControlError, Generation, Token};
 use stepmesh_proto::control::generate_event::Body;
-use stepmesh_proto::control::{Bucket, GenerateRequest, MemberStats, failed};
+use stepmesh_proto::control::{Bucket, GenerateRequest, MemberStats, StatusReply, failed};
 
 /// How long a scheduler is looked for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,6 +51,11 @@ impl Client {
     pub(crate) async fn wait_complete(&self) -> Result<(), CliError> {
         self.0.wait_complete(Duration::MAX).await?;
         Ok(())
+    }
+
+    /// What the deployment looks like now.
+    pub(crate) async fn status(&self) -> Result<StatusReply, ControlError> {
+        self.0.status().await
     }
 
     /// Starts one sequence, whose events come as they happen; it is cancelled when they are dropped.
@@ -113,7 +118,9 @@ impl Secret {
 impl From<ControlError> for CliError {
     fn from(error: ControlError) -> Self {
         match &error {
-            ControlError::Address { .. } | ControlError::Refused(_) => Self::plain_input(error.to_string()),
+            ControlError::Address { .. } | ControlError::Refused(_) | ControlError::Overloaded(_) => {
+                Self::plain_input(error.to_string())
+            }
             ControlError::Unauthenticated { .. } => Self::input(
                 error.to_string(),
                 "give the scheduler's token with --token-file or the variable STEPMESH_TOKEN",

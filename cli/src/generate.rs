@@ -1,7 +1,8 @@
 //! `stepmesh generate`: asks a running deployment.
 
+use crate::carried::Model;
 use crate::client::{Client, Target};
-use crate::decode::{Request, decode};
+use crate::decode::decode;
 use crate::demo::{OutputFile, Screen, SequenceReport};
 use crate::error::CliError;
 use crate::prompts::PromptArguments;
@@ -16,6 +17,9 @@ pub(crate) struct GenerateArguments {
     /// The scheduler's URL, as `stepmesh up` prints it
     #[arg(long, value_name = "URL", env = "STEPMESH_SCHEDULER", hide_env = true)]
     scheduler: String,
+    /// Directory of the checkpoint that the deployment runs, for its tokenizer [default: the carried one]
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
     #[command(flatten)]
     prompts: PromptArguments,
     /// Write prompts and tokens to FILE as JSON
@@ -36,39 +40,32 @@ struct Report<'a> {
 
 /// Prints tokens as they come.
 pub(crate) fn run(arguments: GenerateArguments) -> Result<(), CliError> {
-    arguments.prompts.refuse_text(None, "what `generate` knows of the deployment")?;
-    let prompts: Vec<_> = arguments.prompts.token_ids.iter().map(|ids| ids.0.clone()).collect();
-    if prompts.is_empty() {
-        return Err(CliError::input("nothing to generate from", "give a prompt: --token-ids 0,5,17"));
+    if arguments.prompts.is_empty() {
+        let hint = "give a prompt: --prompt TEXT, or --token-ids 0,5,17";
+        return Err(CliError::input("nothing to generate from", hint));
     }
+    let model = Model::open(arguments.checkpoint.as_deref())?;
+    let prompts = arguments.prompts.resolve(&model)?;
+    let requests = arguments.prompts.requests(&prompts, false)?;
     let token = read_token(arguments.token.as_ref(), arguments.token_file.as_deref())?;
     let json = arguments.json.as_deref().map(OutputFile::open).transpose()?;
-    let requests: Vec<_> = prompts
-        .iter()
-        .map(|prompt| Request {
-            prompt: prompt.clone(),
-            max_new_tokens: arguments.prompts.max_new_tokens,
-            ignore_eos: arguments.prompts.ignores_eos(),
-            logits: false,
-            sampling: None,
-        })
-        .collect();
     let target = Target { url: arguments.scheduler, token };
     let sequences = signals::runtime()?.block_on(async {
         let mut interrupt = Interrupt::new()?;
-        let mut screen = Screen::new(&prompts);
+        let mut screen = Screen::new(&prompts, model.text.as_ref());
         let work = async {
             let client = Client::connect(&target).await?;
-            decode(&client, &requests, |index, tokens| screen.show(index, tokens)).await
+            let sequences = decode(&client, &requests, |index, tokens| screen.show(index, tokens)).await?;
+            screen.print(&sequences)?;
+            Ok(sequences)
         };
         tokio::select! {
             sequences = work => sequences,
             () = interrupt.arrived() => Err(CliError::Interrupted),
         }
     })?;
-    Screen::print(&prompts, &sequences)?;
     if let Some(file) = json {
-        let sequences = SequenceReport::all(&prompts, &sequences);
+        let sequences = SequenceReport::all(&prompts, &sequences, model.text.as_ref());
         file.write_json(&Report { sequences })?;
     }
     Ok(())

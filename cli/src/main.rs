@@ -16,6 +16,7 @@ mod output;
 mod program;
 mod prompts;
 mod roles;
+mod serve;
 mod settings;
 mod signals;
 mod supervisor;
@@ -55,6 +56,7 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Scheduler(settings) => roles::run_scheduler(&settings.resolve()?, log),
         Command::Attention(settings) => roles::run_attention(&settings.resolve()?, log),
         Command::Ffn(settings) => roles::run_ffn(&settings.resolve()?, log),
+        Command::Serve(arguments) => serve::run(&arguments, verbose),
         Command::Bench(command) => bench::run(command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

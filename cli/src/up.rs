@@ -8,7 +8,7 @@ use crate::signals;
 
 /// Prints one line that starts with `ready` once requests are taken.
 pub(crate) fn run(settings: &DeploymentSettings, verbose: bool) -> Result<(), CliError> {
-    crate::carried::check(settings.checkpoint.as_deref())?;
+    crate::carried::Model::open(settings.checkpoint.as_deref())?;
     signals::runtime()?.block_on(async {
         let mut deployment = match Deployment::start(settings, verbose, &mut |_| {}).await {
             Err(CliError::Interrupted) => return Ok(()),

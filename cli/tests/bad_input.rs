@@ -35,20 +35,23 @@ fn a_command_line_that_makes_no_sense_is_refused() {
 #[test]
 fn a_prompt_that_the_model_cannot_take_is_refused_before_anything_starts() {
     let long = vec!["0"; 1000].join(",");
-    let cases: [(&[&str], &[&str]); 7] = [
+    let cases: [(&[&str], &[&str]); 8] = [
         (&["--token-ids", ""], &["empty prompt"]),
         (&["--token-ids", "0,x"], &["`x`", "not a token id"]),
         (&["--token-ids", "-3"], &["`-3`"]),
         (&["--token-ids", "0,512"], &["prompt 0", "512", "ids 0 to 511"]),
         (&["--token-ids", "0", "--token-ids", &long], &["prompt 1", "1032", "context of 1024"]),
         (&["--prompt", "hello"], &["tokenizer.json", "--token-ids"]),
-        (&["--prompt", ""], &["empty"]),
+        (&["--token-ids", "0", "--temperature", "-1"], &["--temperature", "-1"]),
+        (&["--token-ids", "0", "--tensor-parallel", "0"], &["--tensor-parallel"]),
     ];
+    let checkpoint = fixture();
     for (arguments, names) in cases {
-        let mut all = vec!["demo"];
+        let mut all = vec!["demo", "--checkpoint", checkpoint.to_str().unwrap()];
         all.extend(arguments);
         assert_names(&refused(&all), names);
     }
+    assert_names(&refused(&["demo", "--prompt", " "]), &["--prompt is empty"]);
 }
 
 #[test]

@@ -21,7 +21,8 @@ fn numbers(value: &Value) -> Vec<u64> {
 
 fn demo(directory: &Path, arguments: &[&str]) -> Value {
     let json = directory.join("report.json");
-    let mut all = vec!["demo", "--json", json.to_str().unwrap()];
+    let checkpoint = fixture();
+    let mut all = vec!["demo", "--checkpoint", checkpoint.to_str().unwrap(), "--json", json.to_str().unwrap()];
     all.extend(arguments);
     let output = run(&all);
     let said = String::from_utf8_lossy(&output.stderr);

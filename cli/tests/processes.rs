@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Process, Running, children, has_ended, is_gone, signal, start, stepmesh, within};
+use common::{Process, Running, children, fixture, has_ended, is_gone, signal, start, stepmesh, within};
 use std::time::{Duration, Instant};
 
 /// A demo that repeats, and its children once they decode.
@@ -88,7 +88,9 @@ fn interrupting_a_loop_is_its_orderly_end() {
 
 #[test]
 fn interrupting_before_the_end_of_the_work_says_so() {
-    let mut demo = start(stepmesh(&["demo", "--max-new-tokens", "900"]));
+    let checkpoint = fixture();
+    let checkpoint = checkpoint.to_str().unwrap();
+    let mut demo = start(stepmesh(&["demo", "--checkpoint", checkpoint, "--max-new-tokens", "900"]));
     demo.wait_for(|line| line.starts_with("complete"));
     let processes = children(demo.pid());
     signal(demo.pid(), "-INT");

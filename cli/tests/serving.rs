@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Running, children, cpu_ticks, is_gone, refuse, signal, start, stepmesh};
+use common::{Running, children, cpu_ticks, fixture, is_gone, refuse, signal, start, stepmesh};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 /// A deployment that takes requests, and its scheduler's URL.
 fn up(arguments: &[&str]) -> (Running, String) {
-    let mut all = vec!["up"];
+    let checkpoint = fixture();
+    let mut all = vec!["up", "--checkpoint", checkpoint.to_str().unwrap()];
     all.extend(arguments);
     let up = start(stepmesh(&all));
     let line = up.wait_for(|_| true);

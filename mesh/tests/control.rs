@@ -242,7 +242,10 @@ fn sessions_are_limited() {
     let scheduler = spawn(ServeOptions { max_sessions: 1, ..options(1, 1) }).unwrap();
     let first = Member::join(&scheduler.url(), Role::Ffn);
     let refused = GrpcControl::connect(ConnectOptions::new(scheduler.url()), Box::new(|| {})).unwrap_err();
-    assert!(matches!(&refused, ControlError::Refused(reason) if reason.contains("1 sessions are open")), "{refused}");
+    assert!(
+        matches!(&refused, ControlError::Overloaded(reason) if reason.contains("1 sessions are open")),
+        "{refused}"
+    );
     drop(first);
     Member::join(&scheduler.url(), Role::Ffn);
 }

@@ -27,6 +27,41 @@ pub struct Checkpoint {
     origin: String,
 }
 
+/// What a checkpoint's files hold for each side, in bytes of tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inventory {
+    /// Weight files.
+    pub files: usize,
+    /// Tensors of the attention side, scales included.
+    pub attention_bytes: u64,
+    /// Tensors of the FFN side, scales included.
+    pub ffn_bytes: u64,
+    /// Tensors of neither: vision, or what this release does not know. No daemon reads them.
+    pub skipped_bytes: u64,
+    /// How many these are.
+    pub skipped_tensors: usize,
+    /// Whether some weights are FP8.
+    pub fp8: bool,
+}
+
+/// Which side a tensor belongs to, by its name.
+enum Side {
+    Attention,
+    Ffn,
+    Neither,
+}
+
+impl Side {
+    fn of(name: &str) -> Self {
+        const FFN: [&str; 5] = [".mlp.", ".share_expert.", ".moe.gate_proj.", ".moe.up_proj.", ".moe.down_proj."];
+        match name.starts_with("model.") || name.starts_with("lm_head.") {
+            true if FFN.iter().any(|part| name.contains(part)) => Self::Ffn,
+            true => Self::Attention,
+            false => Self::Neither,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct WeightFile {
     name: String,
@@ -111,6 +146,25 @@ impl Checkpoint {
     /// Bytes of all weight files, tensors of other parts of the model (vision) included.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes.as_slice().len() as u64).sum()
+    }
+
+    /// What the weight files hold, counted from their headers.
+    pub fn inventory(&self) -> Inventory {
+        let mut inventory = Inventory { files: self.files.len(), ..Inventory::default() };
+        for (name, file) in &self.tensors {
+            let Some(info) = self.files.get(*file).and_then(|file| file.metadata.info(name)) else { continue };
+            let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
+            inventory.fp8 |= info.dtype == safetensors::Dtype::F8_E4M3;
+            match Side::of(name) {
+                Side::Attention => inventory.attention_bytes += bytes,
+                Side::Ffn => inventory.ffn_bytes += bytes,
+                Side::Neither => {
+                    inventory.skipped_bytes += bytes;
+                    inventory.skipped_tensors += 1;
+                }
+            }
+        }
+        inventory
     }
 
     fn with_file(config: ModelConfig, file: WeightFile, origin: String) -> Self {

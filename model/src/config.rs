@@ -46,6 +46,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a sequence; empty where the checkpoint names none.
     pub eos_token_ids: Vec<u32>,
+    /// Whether the configuration says that linear layers are block-FP8. What a weight is, its tensor decides.
+    pub fp8_weights: bool,
     moe_layers: Vec<bool>,
 }
 
@@ -84,8 +86,7 @@ impl ModelConfig {
         let text = outer.object("text_config")?;
         let fields = text.as_ref().unwrap_or(&outer);
         refuse_other_models(fields)?;
-        refuse_other_quantisation(&outer)?;
-        refuse_other_quantisation(fields)?;
+        let fp8_weights = is_fp8(&outer)? || is_fp8(fields)?;
 
         let size = |name| fields.size(name, LARGEST_SIZE);
         let num_layers = fields.size("num_hidden_layers", MOST_LAYERS)?;
@@ -109,6 +110,7 @@ impl ModelConfig {
             rope_theta: rope_theta(fields)?,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
+            fp8_weights,
             moe_layers: moe_layers(fields, num_layers)?,
         };
         if !config.head_dim.is_multiple_of(2) {
@@ -174,9 +176,9 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<(), ModelError> {
     }
 }
 
-/// Which tensors are quantised, their own types say; what their scales mean, only this.
-fn refuse_other_quantisation(fields: &Fields<'_>) -> Result<(), ModelError> {
-    let Some(quantisation) = fields.object("quantization_config")? else { return Ok(()) };
+/// Whether weights are block-FP8; other ways of quantising are refused.
+fn is_fp8(fields: &Fields<'_>) -> Result<bool, ModelError> {
+    let Some(quantisation) = fields.object("quantization_config")? else { return Ok(false) };
     for (name, known) in [("quant_method", "fp8"), ("fmt", "e4m3"), ("activation_scheme", "dynamic")] {
         if let Some(found) = quantisation.text(name)?
             && found != known
@@ -187,7 +189,7 @@ fn refuse_other_quantisation(fields: &Fields<'_>) -> Result<(), ModelError> {
         }
     }
     match quantisation.layer_list("weight_block_size")? {
-        Some(block) if block == [FP8_GROUP, FP8_GROUP] => Ok(()),
+        Some(block) if block == [FP8_GROUP, FP8_GROUP] => Ok(true),
         found => {
             let found = found.map_or("missing".to_owned(), |block| format!("{block:?}"));
             Err(quantisation.error("weight_block_size", format!("is {found}; blocks of [128, 128] are known")))

@@ -29,7 +29,7 @@ mod text;
 mod wire;
 
 pub use cache::{BLOCK_TOKENS, CacheStats, KvCache, SequenceId};
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Inventory};
 pub use config::ModelConfig;
 pub use cpu::{CpuAttention, CpuFfn, LoadOptions, LoadProgress};
 pub use dtype::Dtype;

@@ -1,5 +1,6 @@
 //! How large a model is, counted from its configuration alone.
 
+use crate::fp8::FP8_GROUP;
 use crate::{Dtype, ModelConfig, Shard};
 
 /// Numbers of parameters. Activated means: multiplied with one token, so without the embedding, a table look-up.
@@ -54,6 +55,21 @@ impl ModelConfig {
         u64::try_from(dense + shared + routed).unwrap_or(u64::MAX)
     }
 
+    /// Bytes of the weights of both sides, attention and all FFN instances together, as a checkpoint of this
+    /// configuration has them: bf16, or block-FP8 linear layers with f32 scales and all else bf16.
+    pub fn weight_bytes(&self) -> (u64, u64) {
+        let count = self.parameters();
+        if !self.fp8_weights {
+            return (2 * count.attention, 2 * count.ffn);
+        }
+        let fp8 = |parameters: u64| parameters + 4 * parameters.div_ceil((FP8_GROUP * FP8_GROUP) as u64);
+        let (hidden, all_heads) = (self.hidden_size as u64, (self.num_heads * self.head_dim) as u64);
+        let (share_q, head_dim) = (self.share_q_dim as u64, self.head_dim as u64);
+        let layer = hidden * share_q + 2 * hidden * head_dim + share_q * all_heads + all_heads * hidden;
+        let linear = layer.saturating_mul(self.num_layers as u64);
+        (2 * count.attention.saturating_sub(linear) + fp8(linear), fp8(count.ffn))
+    }
+
     /// Bytes of one token in the key/value cache, over all layers.
     pub fn kv_bytes_per_token(&self, dtype: Dtype) -> usize {
         self.num_layers * self.kv_elements_per_layer() * dtype.bytes()
@@ -88,6 +104,19 @@ mod tests {
         assert_eq!(count.total, count.attention + count.ffn);
         assert_eq!(config.kv_bytes_per_token(Dtype::Bf16), 61 * 512 * 2);
         assert_eq!(config.kv_bytes_per_token(Dtype::F32), 61 * 512 * 4);
+    }
+
+    #[test]
+    fn the_released_checkpoints_have_the_published_sizes() {
+        // The text model's share of 641.9 and 327.6 GB; the rest is vision (facts: 641.92 and 327.57 with it).
+        let mut config = released();
+        let total = |config: &ModelConfig| {
+            let (attention, ffn) = config.weight_bytes();
+            (attention + ffn) as f64 / 1e9
+        };
+        assert_eq!((total(&config) * 10.0).round() / 10.0, 632.6);
+        config.fp8_weights = true;
+        assert_eq!((total(&config) * 10.0).round() / 10.0, 318.2);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 mod common;
 
 use common::{Golden, Model, difference, fp8_fixture};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as FileDtype, TensorView};
 use stepmesh_model::{Checkpoint, Dtype, greedy};
 
 /// All prompts: 32 greedy tokens and all their logits.
@@ -108,24 +110,79 @@ fn teacher_forced(model: &mut Model, golden: &Golden) -> Vec<Vec<f32>> {
     forced.collect()
 }
 
+/// The checkpoint with the elements of hidden states in another order, inside each block of 128: the same model, whose
+/// every sum over them is taken in another order.
+fn reordered(seed: u64, dir: &std::path::Path) -> Checkpoint {
+    let bytes = std::fs::read(fp8_fixture("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let (hidden, block) = (256, 128);
+    let mut state = seed;
+    let mut order: Vec<usize> = (0..hidden).collect();
+    for i in 0..hidden {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let first = i / block * block;
+        order.swap(i, first + (state >> 33) as usize % (i - first + 1));
+    }
+    // Tensors whose rows are hidden elements; in all others that have a dimension of that kind it is the last one.
+    let by_row = |name: &str| name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+    let moved: Vec<(String, FileDtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, view)| {
+            let (shape, data) = (view.shape().to_vec(), view.data());
+            let inner = if by_row(name) { shape[shape.len() - 1] } else { 1 };
+            let unit = data.len() / shape.iter().product::<usize>() * inner;
+            let has_hidden =
+                !name.ends_with("_scale_inv") && !name.ends_with("inter_norm.weight") && !name.ends_with("wq.weight");
+            let mut out = data.to_vec();
+            if has_hidden {
+                for (to, from) in out.chunks_exact_mut(hidden * unit).zip(data.chunks_exact(hidden * unit)) {
+                    for (i, place) in order.iter().enumerate() {
+                        to[i * unit..][..unit].copy_from_slice(&from[place * unit..][..unit]);
+                    }
+                }
+            }
+            (name.to_owned(), view.dtype(), shape, out)
+        })
+        .collect();
+    let views = moved
+        .iter()
+        .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    std::fs::copy(fp8_fixture("config.json"), dir.join("config.json")).unwrap();
+    Checkpoint::open(dir).unwrap()
+}
+
+/// Rounding to FP8 is not continuous: where an activation lies at a tie, or two experts are about as likely, a sum that
+/// differs in its last bit ends in other codes, and in logits that differ by tenths. How far is measured here, not
+/// guessed: the same model with its sums in other orders. The reference may be as far from us as such orders are from
+/// each other on the mean, and, as nine orders do not meet every tie, half as much again at its farthest; where no tie is
+/// met it is the same to 2e-5.
 #[test]
-fn w8a8() {
+fn w8a8_is_as_near_to_the_reference_as_another_order_of_addition() {
     let golden = Golden::read_from(fp8_fixture("golden_w8a8_f32acc"));
-    for (dtype, shards, tensor, wire) in [
-        (Dtype::Fp8F32, 1, 1, false),
-        (Dtype::Fp8F32, 1, 1, true),
-        (Dtype::Fp8F32, 2, 2, true),
-        (Dtype::Fp8F32, 4, 2, true),
-        (Dtype::Fp8F32, 3, 1, true),
-        (Dtype::Fp8, 1, 1, false),
-        (Dtype::F32, 1, 1, false),
-        (Dtype::Bf16, 1, 1, false),
-    ] {
-        let mut model = Model::of(&fp8_checkpoint(), dtype, shards, tensor);
-        model.fp8_wire = wire;
-        for (number, found) in teacher_forced(&mut model, &golden).iter().enumerate() {
-            let (largest, mean) = difference(found, &golden.tensor(&format!("logits.{number}")));
-            println!("{dtype} {shards} {tensor} {wire} prompt {number}: largest {largest:e} mean {mean:e}");
+    let mut orders = vec![teacher_forced(&mut Model::of(&fp8_checkpoint(), Dtype::Fp8F32, 1, 1), &golden)];
+    for seed in 1..=8 {
+        let dir = tempfile::tempdir().unwrap();
+        orders.push(teacher_forced(&mut Model::of(&reordered(seed, dir.path()), Dtype::Fp8F32, 1, 1), &golden));
+    }
+    let (mut largest, mut mean) = (0.0f32, 0.0f32);
+    for (i, one) in orders.iter().enumerate() {
+        for (one, other) in orders[..i].iter().flat_map(|other| one.iter().zip(other)) {
+            let spread = difference(one, other);
+            (largest, mean) = (largest.max(spread.0), mean.max(spread.1));
         }
+    }
+    println!("orders of addition: largest {largest}, mean {mean}");
+    for (shards, tensor, wire) in [(1, 1, false), (1, 1, true), (2, 2, true), (4, 2, true), (3, 1, true)] {
+        let mut model = Model::of(&fp8_checkpoint(), Dtype::Fp8F32, shards, tensor);
+        model.fp8_wire = wire;
+        let found = teacher_forced(&mut model, &golden);
+        for (number, found) in found.iter().enumerate() {
+            let apart = difference(found, &golden.tensor(&format!("logits.{number}")));
+            println!("{shards} shards, {tensor} an expert, prompt {number}: largest {}, mean {}", apart.0, apart.1);
+            assert!(apart.0 <= 1.5 * largest && apart.1 <= mean, "prompt {number}: {apart:?}");
+        }
+        // The first prompt meets no tie.
+        assert!(difference(&found[0], &golden.tensor("logits.0")).0 < 2e-5);
     }
 }

@@ -95,10 +95,16 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
 }
 
 fn open(source: &CheckpointSource) -> Result<Checkpoint, DaemonError> {
-    Ok(match source {
+    let checkpoint = match source {
         CheckpointSource::Directory(dir) => Checkpoint::open(dir)?,
         CheckpointSource::Embedded { config, weights } => Checkpoint::from_bytes(config, weights)?,
-    })
+    };
+    let skipped = checkpoint.inventory();
+    if skipped.skipped_tensors > 0 {
+        let (tensors, bytes) = (skipped.skipped_tensors, skipped.skipped_bytes);
+        tracing::info!(tensors, bytes, "the checkpoint's vision weights are skipped: this is the text model");
+    }
+    Ok(checkpoint)
 }
 
 fn load_options(daemon: &DaemonOptions) -> LoadOptions {

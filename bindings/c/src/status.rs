@@ -104,9 +104,10 @@ impl From<ControlError> for Failure {
     fn from(error: ControlError) -> Self {
         let status = match &error {
             ControlError::Address { .. } => StepmeshStatus::Invalid,
-            ControlError::Unauthenticated { .. } | ControlError::Version { .. } | ControlError::Refused(_) => {
-                StepmeshStatus::Refused
-            }
+            ControlError::Unauthenticated { .. }
+            | ControlError::Version { .. }
+            | ControlError::Refused(_)
+            | ControlError::Overloaded(_) => StepmeshStatus::Refused,
             ControlError::System(_) => StepmeshStatus::Transport,
             _ => StepmeshStatus::SchedulerLost,
         };

@@ -96,7 +96,10 @@ fn mesh_class(error: &MeshError) -> &'static str {
 fn control_class(error: &ControlError) -> &'static str {
     match error {
         ControlError::Address { .. } => "InvalidArgument",
-        ControlError::Unauthenticated { .. } | ControlError::Version { .. } | ControlError::Refused(_) => "Refused",
+        ControlError::Unauthenticated { .. }
+        | ControlError::Version { .. }
+        | ControlError::Refused(_)
+        | ControlError::Overloaded(_) => "Refused",
         ControlError::System(_) => "TransportFailed",
         _ => "SchedulerLost",
     }

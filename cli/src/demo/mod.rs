@@ -8,20 +8,20 @@ pub(crate) use files::OutputFile;
 pub(crate) use report::SequenceReport;
 pub(crate) use screen::Screen;
 
+use crate::carried::Model;
 use crate::client::Client;
 use crate::decode::{Decoded, Request, decode};
 use crate::deployment::Deployment;
 use crate::error::CliError;
 use crate::output::say;
-use crate::prompts::{self, PromptArguments};
+use crate::prompts::{self, Prompt, PromptArguments};
 use crate::settings::{DeploymentLayer, DeploymentSettings, Layer, Precision, Transport};
-use crate::{carried, signals, units};
+use crate::{signals, units};
 use report::Timings;
 use screen::StartScreen;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use stepmesh_model::ModelConfig;
 
 /// What `demo` is asked.
 #[derive(clap::Args, Clone, Debug)]
@@ -65,30 +65,24 @@ pub(crate) struct DemoArguments {
 
 /// Checks everything that can be checked, then starts, decodes, reports and stops.
 pub(crate) fn run(arguments: DemoArguments, verbose: bool) -> Result<(), CliError> {
-    let checkpoint = arguments.checkpoint.as_deref();
-    let model = carried::check(checkpoint)?;
-    let name = checkpoint.map_or(carried::NAME.to_owned(), |directory| directory.display().to_string());
-    arguments.prompts.refuse_text(checkpoint, &name)?;
-    let mut prompts: Vec<_> = arguments.prompts.token_ids.iter().map(|ids| ids.0.clone()).collect();
-    if prompts.is_empty() {
-        prompts = prompts::defaults();
-    }
-    prompts::check(&prompts, arguments.prompts.max_new_tokens, &model)?;
+    let model = Model::open(arguments.checkpoint.as_deref())?;
+    let prompts = arguments.prompts.resolve(&model)?;
+    let requests = arguments.prompts.requests(&prompts, arguments.logits.is_some())?;
+    prompts::check(&requests, &model.config)?;
     let json = arguments.json.as_deref().map(OutputFile::open).transpose()?;
     let logits = arguments.logits.as_deref().map(OutputFile::open).transpose()?;
-    let settings = settings(&arguments, &prompts);
+    let settings = settings(&arguments, &requests);
 
-    introduce(&name, &model, &settings)?;
-    let requests = requests(&prompts, &arguments);
+    introduce(&model, &settings)?;
     let run = signals::runtime()?.block_on(async {
         let mut screen = StartScreen::new();
         let deployment = Deployment::start(&settings, verbose, &mut |progress| screen.show(&progress)).await;
         screen.finish(deployment.is_ok());
         let mut deployment = deployment?;
         let run = if arguments.repeat {
-            repeat(&mut deployment, &prompts, &requests).await
+            repeat(&mut deployment, &prompts, &model, &requests).await
         } else {
-            once(&mut deployment, &prompts, &requests).await
+            once(&mut deployment, &prompts, &model, &requests).await
         };
         deployment.stop().await;
         run
@@ -96,10 +90,10 @@ pub(crate) fn run(arguments: DemoArguments, verbose: bool) -> Result<(), CliErro
 
     run.timings.print()?;
     if let Some(file) = json {
-        file.write_json(&run.timings.report(&prompts, &run.sequences, &settings))?;
+        file.write_json(&run.timings.report(&prompts, &run.sequences, model.text.as_ref(), &settings))?;
     }
     if let Some(file) = logits {
-        file.write_logits(&run.sequences, model.vocab_size)?;
+        file.write_logits(&run.sequences, model.config.vocab_size)?;
     }
     Ok(())
 }
@@ -110,9 +104,14 @@ struct Run {
     timings: Timings,
 }
 
-async fn once(deployment: &mut Deployment, prompts: &[Vec<u32>], requests: &[Request]) -> Result<Run, CliError> {
+async fn once(
+    deployment: &mut Deployment,
+    prompts: &[Prompt],
+    model: &Model,
+    requests: &[Request],
+) -> Result<Run, CliError> {
     let target = deployment.target().clone();
-    let mut screen = Screen::new(prompts);
+    let mut screen = Screen::new(prompts, model.text.as_ref());
     let work = async {
         let client = Client::connect(&target).await?;
         client.stats(true).await?;
@@ -124,16 +123,20 @@ async fn once(deployment: &mut Deployment, prompts: &[Vec<u32>], requests: &[Req
         Ok(Run { sequences, timings })
     };
     let run = deployment.during(work).await?;
-    drop(screen);
-    Screen::print(prompts, &run.sequences)?;
+    screen.print(&run.sequences)?;
     Ok(run)
 }
 
 /// How often a line about the rounds is printed where there is no terminal.
 const ROUND_LINE_EVERY: Duration = Duration::from_secs(1);
 
-async fn repeat(deployment: &mut Deployment, prompts: &[Vec<u32>], requests: &[Request]) -> Result<Run, CliError> {
-    let mut run = once(deployment, prompts, requests).await?;
+async fn repeat(
+    deployment: &mut Deployment,
+    prompts: &[Prompt],
+    model: &Model,
+    requests: &[Request],
+) -> Result<Run, CliError> {
+    let mut run = once(deployment, prompts, model, requests).await?;
     let target = deployment.target().clone();
     let client = deployment.during(Client::connect(&target)).await?;
     let mut said = Instant::now();
@@ -165,7 +168,7 @@ impl Run {
     }
 }
 
-fn settings(arguments: &DemoArguments, prompts: &[Vec<u32>]) -> DeploymentSettings {
+fn settings(arguments: &DemoArguments, requests: &[Request]) -> DeploymentSettings {
     let mut settings = DeploymentLayer {
         checkpoint: arguments.checkpoint.clone(),
         attention: arguments.attention,
@@ -180,24 +183,14 @@ fn settings(arguments: &DemoArguments, prompts: &[Vec<u32>]) -> DeploymentSettin
     .resolve();
     // Room for all sequences at once, even on one instance; a block may be left unfilled by each.
     const BLOCK: usize = 64;
-    let tokens = |prompt: &Vec<u32>| prompt.len() + arguments.prompts.max_new_tokens as usize + BLOCK;
-    let needed = prompts.iter().map(tokens).sum();
+    let tokens = |request: &Request| request.prompt.len() + request.max_new_tokens as usize + BLOCK;
+    let needed = requests.iter().map(tokens).sum();
     settings.kv_tokens = settings.kv_tokens.max(NonZeroUsize::new(needed).unwrap_or(NonZeroUsize::MIN));
     settings
 }
 
-fn requests(prompts: &[Vec<u32>], arguments: &DemoArguments) -> Vec<Request> {
-    let request = |prompt: &Vec<u32>| Request {
-        prompt: prompt.clone(),
-        max_new_tokens: arguments.prompts.max_new_tokens,
-        ignore_eos: arguments.prompts.ignores_eos(),
-        logits: arguments.logits.is_some(),
-        sampling: None,
-    };
-    prompts.iter().map(request).collect()
-}
-
-fn introduce(name: &str, model: &ModelConfig, settings: &DeploymentSettings) -> Result<(), CliError> {
+fn introduce(model: &Model, settings: &DeploymentSettings) -> Result<(), CliError> {
+    let Model { name, config: model, .. } = model;
     say(&format!(
         "model        {name}: {} layers, {} experts of which {} a token, {} parameters",
         model.num_layers,

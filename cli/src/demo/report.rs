@@ -4,10 +4,12 @@ use crate::client::Figures;
 use crate::decode::Decoded;
 use crate::error::CliError;
 use crate::output::say;
+use crate::prompts::Prompt;
 use crate::settings::DeploymentSettings;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::time::Duration;
+use stepmesh_model::Text;
 
 /// Everything that was timed, over all rounds.
 pub(crate) struct Timings {
@@ -43,12 +45,20 @@ impl Default for Timings {
 pub(crate) struct SequenceReport<'a> {
     prompt: &'a [u32],
     tokens: &'a [u32],
+    /// Prompt and continuation, where the prompt was text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
 }
 
 impl<'a> SequenceReport<'a> {
     /// Prompts and what became of them.
-    pub(crate) fn all(prompts: &'a [Vec<u32>], sequences: &'a [Decoded]) -> Vec<Self> {
-        prompts.iter().zip(sequences).map(|(prompt, s)| Self { prompt, tokens: &s.tokens }).collect()
+    pub(crate) fn all(prompts: &'a [Prompt], sequences: &'a [Decoded], text: Option<&Text>) -> Vec<Self> {
+        let report = |(prompt, decoded): (&'a Prompt, &'a Decoded)| {
+            let continued = text.and_then(|text| text.decode(&decoded.tokens).ok()).unwrap_or_default();
+            let text = prompt.text.as_ref().map(|given| given.clone() + &continued);
+            Self { prompt: &prompt.tokens, tokens: &decoded.tokens, text }
+        };
+        prompts.iter().zip(sequences).map(report).collect()
     }
 }
 
@@ -156,14 +166,15 @@ impl Timings {
     /// For `--json`.
     pub(crate) fn report<'a>(
         &self,
-        prompts: &'a [Vec<u32>],
+        prompts: &'a [Prompt],
         sequences: &'a [Decoded],
+        text: Option<&Text>,
         settings: &DeploymentSettings,
     ) -> Report<'a> {
         let at = |histogram: &Histogram<u64>, q| histogram.value_at_quantile(q) as f64 / 1e3;
         let percentiles = |histogram| Percentiles { p50: at(histogram, 0.5), p99: at(histogram, 0.99) };
         Report {
-            sequences: SequenceReport::all(prompts, sequences),
+            sequences: SequenceReport::all(prompts, sequences, text),
             deployment: DeploymentReport {
                 attention: settings.attention.get(),
                 ffn: settings.ffn.get(),

@@ -174,7 +174,8 @@ pub(super) fn refusal(url: &str, status: &Status) -> ControlError {
         Code::Unauthenticated => ControlError::Unauthenticated { url, reason },
         Code::Unimplemented => ControlError::NotScheduler { url, reason },
         Code::FailedPrecondition => ControlError::NotReady(reason),
-        Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange => ControlError::Refused(reason),
+        Code::InvalidArgument | Code::OutOfRange => ControlError::Refused(reason),
+        Code::ResourceExhausted => ControlError::Overloaded(reason),
         _ => ControlError::Lost(reason),
     }
 }

@@ -62,6 +62,9 @@ pub enum ControlError {
     /// The scheduler will not do it.
     #[error("the scheduler refused: {0}")]
     Refused(String),
+    /// The scheduler has as much to do as it takes; later it may have less.
+    #[error("the scheduler refused: {0}")]
+    Overloaded(String),
     /// The connection or the session is over.
     #[error("the scheduler is lost: {0}")]
     Lost(String),

@@ -254,6 +254,7 @@ impl<const N: usize> Step<'_, N> {
     /// # Safety
     /// The processor has the instruction set of `L`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "closures of iterators would not have the instruction set")]
     unsafe fn tile<L: Lanes, S: Stored, const R: usize>(&self, left: Left<'_>, row: usize, out: &mut Out<'_>) {
         let mut x: [&[f32]; R] = [&[]; R];
         for r in 0..R {

@@ -3,6 +3,7 @@
 use crate::bench::BenchCommand;
 use crate::demo::DemoArguments;
 use crate::doctor::DoctorArguments;
+use crate::eval::EvalArguments;
 use crate::generate::GenerateArguments;
 use crate::inspect::InspectArguments;
 use crate::serve::ServeArguments;
@@ -58,6 +59,9 @@ pub(crate) enum Command {
     /// Run an FFN daemon
     #[command(after_help = "Example:  stepmesh ffn --scheduler http://127.0.0.1:7400 --checkpoint ./step3-tiny")]
     Ffn(Box<Layered<FfnLayer>>),
+    /// Say how well a model predicts texts, measured through the daemons
+    #[command(after_help = "Example:  stepmesh eval fixtures/step3-story/heldout.txt --dtype fp8")]
+    Eval(Box<EvalArguments>),
     /// Measure this machine: transports and mesh against the floor and against other systems
     #[command(subcommand)]
     Bench(BenchCommand),

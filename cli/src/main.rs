@@ -9,6 +9,7 @@ mod demo;
 mod deployment;
 mod doctor;
 mod error;
+mod eval;
 mod generate;
 mod guard;
 mod inspect;
@@ -57,6 +58,7 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Attention(settings) => roles::run_attention(&settings.resolve()?, log),
         Command::Ffn(settings) => roles::run_ffn(&settings.resolve()?, log),
         Command::Serve(arguments) => serve::run(&arguments, verbose),
+        Command::Eval(arguments) => eval::run(&arguments, verbose),
         Command::Bench(command) => bench::run(command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

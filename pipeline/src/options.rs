@@ -76,7 +76,7 @@ impl DaemonOptions {
             lanes: 1,
             checkpoint,
             dtype: Dtype::F32,
-            wire: Wire::F32,
+            wire: Wire::of(Dtype::F32),
             tensor_parallel: 1,
             threads: 1,
             microbatches: 3,

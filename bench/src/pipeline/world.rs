@@ -78,9 +78,9 @@ impl World {
             let device = wire.between(device, end, clocks[end].clone());
             let endpoint = device.endpoint()?;
             let control = Box::new(scheduler.session(endpoint.waker()));
-            let layout = slot_layout(&config, stepmesh_pipeline::Wire::F32, microbatches, 1)?;
+            let layout = slot_layout(&config, stepmesh_pipeline::Wire::of(Dtype::F32), microbatches, 1)?;
             Ok((
-                MemberOptions::new(layout, workload(&config, Dtype::F32, stepmesh_pipeline::Wire::F32, 1)),
+                MemberOptions::new(layout, workload(&config, Dtype::F32, stepmesh_pipeline::Wire::of(Dtype::F32), 1)),
                 device,
                 endpoint,
                 control,
@@ -92,11 +92,11 @@ impl World {
         let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
         let queue = usize::from(microbatches);
         let mut attends =
-            AttentionExecutor::new(mesh, stage, stepmesh_pipeline::Wire::F32, KV_TOKENS, microbatches, 1, queue)?;
+            AttentionExecutor::new(mesh, stage, stepmesh_pipeline::Wire::of(Dtype::F32), KV_TOKENS, microbatches, 1, queue)?;
         let (member, device, endpoint, control) = parts(1)?;
         let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, clocks[1].clone())?;
         let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });
-        let mut serves = FfnExecutor::new(mesh, stage, stepmesh_pipeline::Wire::F32, Policy::All);
+        let mut serves = FfnExecutor::new(mesh, stage, stepmesh_pipeline::Wire::of(Dtype::F32), Policy::All);
         let deadline = Instant::now() + PATIENCE;
         while !(attends.mesh().is_linked() && attends.mesh().is_complete() && serves.mesh().is_complete()) {
             attends.poll()?;

@@ -26,7 +26,17 @@ impl AttentionExecutor {
                 let mut log_probabilities = Vec::with_capacity(rows);
                 for (state, &token) in states.chunks_exact(hidden).zip(following) {
                     self.stage.logits(state, &mut self.logits)?;
-                    log_probabilities.push(log_probability(&self.logits, token)?);
+                    match log_probability(&self.logits, token) {
+                        Ok(score) => log_probabilities.push(score),
+                        Err(error) => {
+                            self.outbox.fail(sequence.number, Kind::Internal, error.to_string());
+                            sequence.cancelled = true;
+                            break;
+                        }
+                    }
+                }
+                if sequence.cancelled {
+                    continue;
                 }
                 self.outbox.events.push_back((sequence.number, Body::Scores(control::Scores { log_probabilities })));
             }

@@ -139,7 +139,7 @@ impl FfnStage for SharedFfn {
 
 fn shape(seed: u64, attention: u32, ffn: u32, microbatches: u16) -> Shape {
     Shape {
-        wire: Wire::F32,
+        wire: Wire::of(Dtype::F32),
         seed,
         attention,
         ffn,
@@ -256,6 +256,86 @@ fn a_seed_gives_the_same_tokens_alone_and_among_others_and_a_stop_token_ends() {
     assert_eq!(stopped.tokens, alone.tokens[..=place]);
 }
 
+/// Stages of which one row of logits, the `at`-th that is asked for, comes out as NaN.
+struct OneNan<'a> {
+    stages: &'a Tiny,
+    at: usize,
+}
+
+struct NanAttention {
+    stage: Box<dyn AttentionStage>,
+    rows_left: usize,
+}
+
+impl Stages for OneNan<'_> {
+    fn attention(&self) -> Box<dyn AttentionStage> {
+        Box::new(NanAttention { stage: self.stages.attention(), rows_left: self.at })
+    }
+
+    fn ffn(&self, rank: usize, count: usize) -> Box<dyn FfnStage> {
+        self.stages.ffn(rank, count)
+    }
+}
+
+impl AttentionStage for NanAttention {
+    fn config(&self) -> &ModelConfig {
+        self.stage.config()
+    }
+    fn dtype(&self) -> Dtype {
+        self.stage.dtype()
+    }
+    fn weight_bytes(&self) -> usize {
+        self.stage.weight_bytes()
+    }
+    fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError> {
+        self.stage.embed(tokens, x)
+    }
+    fn attention(
+        &mut self,
+        layer: usize,
+        rows: &[Row],
+        x: &mut [f32],
+        cache: &mut KvCache,
+        y: &mut [f32],
+    ) -> Result<(), ModelError> {
+        self.stage.attention(layer, rows, x, cache, y)
+    }
+    fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError> {
+        self.stage.route(layer, y, ids, weights)
+    }
+    fn combine(&mut self, x: &mut [f32], partials: &[&[f32]]) -> Result<(), ModelError> {
+        self.stage.combine(x, partials)
+    }
+    fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError> {
+        self.stage.logits(x, logits)?;
+        if self.rows_left == 0 {
+            logits[3] = f32::NAN;
+        }
+        self.rows_left = self.rows_left.wrapping_sub(1);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_nan_logit_fails_its_sequence_alone_in_scoring_and_in_decoding() {
+    let tiny = Tiny::load(1);
+    let scored = GenerateRequest { prompt: golden()[0].prompt.clone(), score_prompt: true, ..Default::default() };
+    let decoded = request(&golden()[1].prompt, 8);
+    // The first row of logits is of the sequence that came first.
+    for first in [&scored, &decoded] {
+        let mut world = World::new(shape(5, 1, 1, 1), &OneNan { stages: &tiny, at: 0 });
+        until(&mut world, "joining", |world| world.is_complete());
+        let [spoilt, right] = [first, &decoded].map(|request| world.generate(request.clone()).unwrap());
+        until(&mut world, "decoding", |world| world.clients.values().all(|client| client.outcome.is_some()));
+        match &world.clients[&spoilt].outcome {
+            Some(Outcome::Failed(message)) => assert!(message.contains("logit 3 is NaN"), "{message}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(world.clients[&right].outcome, Some(Outcome::Finished));
+        assert_eq!(world.clients[&right].tokens, golden()[1].greedy[..8]);
+    }
+}
+
 #[test]
 fn sampling_that_makes_no_sense_is_refused() {
     let asked = Sampling { temperature: -1.0, top_k: 0, top_p: 1.0, seed: 0 };
@@ -273,10 +353,11 @@ fn sampling_that_makes_no_sense_is_refused() {
     }
 }
 
-/// Scores and tokens of the golden prompts on `attention` + split, with latencies that `seed` draws.
-fn run(tiny: &Tiny, wire: Wire, attention: u32, ffn: u32, microbatches: u16, seed: u64) -> Vec<(Vec<f32>, Vec<u32>)> {
+/// Scores and tokens of the golden prompts on `attention` + split, on the wire that suits `wire`, with latencies that `seed` draws.
+fn run(tiny: &Tiny, wire: Dtype, attention: u32, ffn: u32, microbatches: u16, seed: u64) -> Vec<(Vec<f32>, Vec<u32>)> {
     let lanes = 1 + (seed % 3) as u8;
     let latency = Duration::from_micros(2)..Duration::from_micros(20 + seed % 7 * 100);
+    let wire = Wire::of(wire);
     let mut world = World::new(Shape { wire, lanes, latency, ..shape(seed, attention, ffn, microbatches) }, tiny);
     until(&mut world, "joining", |world| world.is_complete());
     let golden = read_golden(&format!("{FP8_FIXTURE}/golden_w8_dequant_f32.json"));
@@ -296,11 +377,11 @@ fn run(tiny: &Tiny, wire: Wire, attention: u32, ffn: u32, microbatches: u16, see
 #[test]
 fn fp8_deployments_repeat_bit_for_bit_whatever_the_timing_and_the_microbatches() {
     for (ffn, tensor) in [(1, 1), (2, 1), (2, 2), (4, 2)] {
-        for (dtype, wire) in [(Dtype::F32, Wire::F32), (Dtype::Fp8, Wire::Fp8), (Dtype::Fp8F32, Wire::Fp8F32)] {
+        for dtype in [Dtype::F32, Dtype::Fp8, Dtype::Fp8F32] {
             let tiny = Tiny::of(FP8_FIXTURE, dtype, &[(ffn as usize, tensor)]);
-            let first = run(&tiny, wire, 1, ffn, 3, 0);
+            let first = run(&tiny, dtype, 1, ffn, 3, 0);
             for seed in 1..20 {
-                let again = run(&tiny, wire, 1 + (seed % 2) as u32, ffn, 1 + (seed % 3) as u16, seed);
+                let again = run(&tiny, dtype, 1 + (seed % 2) as u32, ffn, 1 + (seed % 3) as u16, seed);
                 assert!(again == first, "{ffn} FFN instances, {tensor} an expert, {dtype}, seed {seed}");
             }
         }
@@ -313,7 +394,7 @@ fn dequantised_fp8_weights_decode_the_golden_tokens_on_every_split() {
     let mut whole = None;
     for (ffn, tensor) in [(1, 1), (2, 1), (2, 2), (4, 2), (3, 3)] {
         let tiny = Tiny::of(FP8_FIXTURE, Dtype::F32, &[(ffn as usize, tensor)]);
-        let found = run(&tiny, Wire::F32, 2, ffn, 3, 3);
+        let found = run(&tiny, Dtype::F32, 2, ffn, 3, 3);
         for (case, (_, tokens)) in golden.iter().zip(&found) {
             assert_eq!(*tokens, case.greedy[..6], "{ffn} FFN instances, {tensor} an expert");
         }
@@ -327,8 +408,8 @@ fn dequantised_fp8_weights_decode_the_golden_tokens_on_every_split() {
 #[test]
 fn an_fp8_wire_serves_weights_of_any_type() {
     let tiny = Tiny::of(FP8_FIXTURE, Dtype::F32, &[(2, 1)]);
-    let exact = run(&tiny, Wire::F32, 1, 2, 3, 1);
-    let lossy = run(&tiny, Wire::Fp8F32, 1, 2, 3, 1);
+    let exact = run(&tiny, Dtype::F32, 1, 2, 3, 1);
+    let lossy = run(&tiny, Dtype::Fp8F32, 1, 2, 3, 1);
     let scores = |run: &[(Vec<f32>, Vec<u32>)]| run.iter().flat_map(|(scores, _)| scores.clone()).collect::<Vec<_>>();
     let (exact, lossy) = (scores(&exact), scores(&lossy));
     let mean = exact.iter().zip(&lossy).map(|(a, b)| (a - b).abs()).sum::<f32>() / exact.len() as f32;

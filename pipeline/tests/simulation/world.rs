@@ -162,7 +162,7 @@ impl World {
     fn member(&mut self, name: &str, rank: u32, stage: &dyn AttentionStage) -> (MemberOptions, Session, SimControl) {
         let config = stage.config();
         let layout = slot_layout(config, self.shape.wire, self.shape.microbatches, self.shape.max_rows).unwrap();
-        let mut options = MemberOptions::new(layout, workload(config, Dtype::F32, Wire::F32, 1));
+        let mut options = MemberOptions::new(layout, workload(config, Dtype::F32, Wire::of(Dtype::F32), 1));
         options.name = name.into();
         options.rank = Some(rank);
         options.lanes = self.shape.lanes;

@@ -79,7 +79,8 @@ impl Arguments {
             .mut_subcommand("scheduler", with_environment::<SchedulerLayer>)
             .mut_subcommand("attention", with_environment::<AttentionLayer>)
             .mut_subcommand("ffn", with_environment::<FfnLayer>)
-            .mut_subcommand("up", with_environment::<DeploymentLayer>);
+            .mut_subcommand("up", with_environment::<DeploymentLayer>)
+            .mut_subcommand("serve", crate::serve::help);
         Self::from_arg_matches(&command.try_get_matches()?)
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use stepmesh_model::{Checkpoint, ModelConfig, ModelError, Text};
 use stepmesh_pipeline::CheckpointSource;
 
-/// What people see instead of a directory.
-const NAME: &str = "step3-story (carried by the program)";
+/// What the carried model is called.
+const ID: &str = "step3-story";
 
 const CONFIG: &str = include_str!("../../fixtures/step3-story/config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../fixtures/step3-story/model.safetensors");
@@ -17,6 +17,8 @@ const TOKENIZER_SETTINGS: &str = include_str!("../../fixtures/step3-story/tokeni
 /// What a command needs to know of its model.
 #[derive(Debug)]
 pub(crate) struct Model {
+    /// For programs: the directory's own name, or that of the carried model.
+    pub(crate) id: String,
     /// For people: the directory, or what is carried.
     pub(crate) name: String,
     pub(crate) config: ModelConfig,
@@ -42,11 +44,18 @@ impl Model {
         let Some(directory) = directory else {
             let config = Checkpoint::from_bytes(CONFIG, WEIGHTS)?.config().clone();
             let text = Text::from_json(TOKENIZER, Some(TOKENIZER_SETTINGS), &config)?;
-            return Ok(Self { name: NAME.into(), config, text: Some(text) });
+            return Ok(Self {
+                id: ID.into(),
+                name: format!("{ID} (carried by the program)"),
+                config,
+                text: Some(text),
+            });
         };
         let config = Checkpoint::open(directory)?.config().clone();
         let text = Text::open(directory, &config)?;
-        Ok(Self { name: directory.display().to_string(), config, text })
+        let whole = directory.canonicalize().unwrap_or_else(|_| directory.into());
+        let id = whole.file_name().map_or_else(|| ID.into(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { id, name: directory.display().to_string(), config, text })
     }
 
     /// Its way with text, or why there is none.

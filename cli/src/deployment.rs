@@ -5,6 +5,7 @@ use crate::error::CliError;
 use crate::settings::{DeploymentSettings, Secret, read_token};
 use crate::signals::Interrupt;
 use crate::supervisor::{ChildId, ChildSpec, Ending, Event, Supervisor};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::future::Future;
 use std::time::Duration;
@@ -18,10 +19,18 @@ const STOP_GRACE_AFTER_LOSS: Duration = Duration::from_millis(300);
 const EXPLANATION: Duration = Duration::from_millis(500);
 /// How a scheduler says where it listens, on a line of its own.
 pub(crate) const LISTENING: &str = "listening ";
+/// How a daemon says how many bytes of its weights it has read, and of how many: `loading 5 of 10 bytes`.
+pub(crate) const LOADING: &str = "loading ";
 /// How a daemon says that it was admitted.
 pub(crate) const JOINED: &str = "joined ";
 /// How a daemon says that the deployment is complete.
 pub(crate) const READY: &str = "ready ";
+
+/// Bytes read and in all, if `line` says so.
+fn loaded(line: &str) -> Option<(u64, u64)> {
+    let (done, total) = line.strip_prefix(LOADING)?.strip_suffix(" bytes")?.split_once(" of ")?;
+    Some((done.parse().ok()?, total.parse().ok()?))
+}
 
 /// The processes, and the way to their scheduler.
 pub(crate) struct Deployment {
@@ -36,6 +45,8 @@ pub(crate) enum Progress<'a> {
     Started(&'a str, u32),
     /// So many of so many daemons were admitted.
     Joined(usize, usize),
+    /// Bytes of weights that all daemons have read, of those that they are to read as far as they have said.
+    Loading { done: u64, total: u64 },
 }
 
 impl Deployment {
@@ -81,15 +92,19 @@ impl Deployment {
         }
         let target = self.target.clone();
         let mut complete = std::pin::pin!(async move { Client::connect(&target).await?.wait_complete().await });
-        let mut joined = 0;
+        let (mut joined, mut loading) = (0, HashMap::new());
         loop {
             tokio::select! {
                 biased;
                 event = self.supervisor.next() => match event {
                     Event::Ended(child, ending) => return Err(self.explain(child, ending).await),
-                    Event::Line(_, line) => if line.starts_with(JOINED) {
+                    Event::Line(child, line) => if line.starts_with(JOINED) {
                         joined += 1;
                         observe(Progress::Joined(joined, daemons));
+                    } else if let Some(read) = loaded(&line) {
+                        loading.insert(child, read);
+                        let (done, total) = loading.values().fold((0, 0), |sum, read| (sum.0 + read.0, sum.1 + read.1));
+                        observe(Progress::Loading { done, total });
                     },
                 },
                 () = self.interrupt.arrived() => return Err(CliError::Interrupted),

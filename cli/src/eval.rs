@@ -5,11 +5,11 @@ use crate::client::Client;
 use crate::demo::OutputFile;
 use crate::deployment::Deployment;
 use crate::error::CliError;
+use crate::loading::StartScreen;
 use crate::output::say;
-use crate::settings::{DeploymentLayer, DeploymentSettings, Layer, Precision, Transport};
+use crate::settings::{Layer, OwnDeployment};
 use crate::signals;
 use serde::Serialize;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,24 +28,8 @@ pub(crate) struct EvalArguments {
     /// Texts, one a line; each is scored from its first token after the beginning to the end-of-sequence token
     #[arg(value_name = "FILE")]
     texts: PathBuf,
-    /// Directory with config.json, safetensors and tokenizer.json [default: the carried checkpoint]
-    #[arg(long, value_name = "DIR")]
-    checkpoint: Option<PathBuf>,
-    /// Attention instances [default: 2]
-    #[arg(long, value_name = "N")]
-    attention: Option<NonZeroU32>,
-    /// FFN instances [default: 2]
-    #[arg(long, value_name = "N")]
-    ffn: Option<NonZeroU32>,
-    /// The data plane [default: shm]
-    #[arg(long)]
-    transport: Option<Transport>,
-    /// What is computed in [default: f32]
-    #[arg(long)]
-    dtype: Option<Precision>,
-    /// What rows travel as [default: what suits --dtype]
-    #[arg(long)]
-    wire: Option<Precision>,
+    #[command(flatten)]
+    deployment: OwnDeployment,
     /// Write the result to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -64,13 +48,18 @@ struct Report {
 
 /// Starts a deployment, scores all texts, says how well they were predicted.
 pub(crate) fn run(arguments: &EvalArguments, verbose: bool) -> Result<(), CliError> {
-    let model = Model::open(arguments.checkpoint.as_deref())?;
+    let model = Model::open(arguments.deployment.checkpoint.as_deref())?;
     let failed = |source| CliError::File { verb: "read", path: arguments.texts.clone(), source };
     let lines = std::fs::read_to_string(&arguments.texts).map_err(failed)?;
     let sequences = sequences(&lines, &model)?;
     let json = arguments.json.as_deref().map(OutputFile::open).transpose()?;
     let report = signals::runtime()?.block_on(async {
-        let mut deployment = Deployment::start(&settings(arguments), verbose, &mut |_| {}).await?;
+        let mut screen = StartScreen::quiet();
+        let deployment =
+            Deployment::start(&arguments.deployment.layer().resolve(), verbose, &mut |progress| screen.show(&progress))
+                .await;
+        screen.finish(deployment.is_ok());
+        let mut deployment = deployment?;
         let target = deployment.target().clone();
         let work = async { score(&Client::connect(&target).await?, sequences).await };
         let report = deployment.during(work).await;
@@ -150,17 +139,4 @@ async fn one(client: &Client, prompt: Vec<u32>) -> Result<(f64, usize), CliError
             }
         }
     }
-}
-
-fn settings(arguments: &EvalArguments) -> DeploymentSettings {
-    DeploymentLayer {
-        checkpoint: arguments.checkpoint.clone(),
-        attention: arguments.attention,
-        ffn: arguments.ffn,
-        transport: arguments.transport,
-        dtype: arguments.dtype,
-        wire: arguments.wire,
-        ..DeploymentLayer::default()
-    }
-    .resolve()
 }

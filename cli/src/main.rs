@@ -13,6 +13,7 @@ mod eval;
 mod generate;
 mod guard;
 mod inspect;
+mod loading;
 mod output;
 mod program;
 mod prompts;

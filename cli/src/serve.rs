@@ -1,5 +1,6 @@
 //! `stepmesh serve`: the OpenAI-compatible front door of a deployment, its own or one that runs already.
 
+mod answer;
 mod api;
 mod app;
 mod choice;
@@ -10,13 +11,15 @@ use crate::carried::Model;
 use crate::client::{Client, Target};
 use crate::deployment::Deployment;
 use crate::error::CliError;
+use crate::loading::StartScreen;
 use crate::output::say;
-use crate::settings::{DeploymentLayer, Layer, Precision, Secret, Transport, read_token};
+use crate::settings::{DeploymentLayer, DeploymentSettings, Layer, OwnDeployment, Precision, Secret, read_token};
 use crate::signals::{self, Interrupt};
-use app::{App, Limits};
+use app::App;
+use clap::Command;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
-use std::path::{Path, PathBuf};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 use tokio::net::TcpListener;
 
 /// What `serve` is asked.
@@ -31,10 +34,8 @@ pub(crate) struct ServeArguments {
     /// A deployment that runs already [default: start one]
     #[arg(long, value_name = "URL", env = "STEPMESH_SCHEDULER", hide_env = true)]
     scheduler: Option<String>,
-    /// Directory of the model: of the deployment that is started, or the tokenizer of the one that runs [default: the
-    /// small checkpoint that the program carries]
-    #[arg(long, value_name = "DIR", env = "STEPMESH_CHECKPOINT", hide_env = true)]
-    checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    deployment: OwnDeployment,
     /// What clients call the model [default: the directory's name]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
@@ -50,24 +51,9 @@ pub(crate) struct ServeArguments {
     /// Requests that are worked on at the same time; more are refused
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(256).unwrap_or(NonZeroUsize::MIN))]
     max_requests: NonZeroUsize,
-    /// Attention instances of the deployment that is started
-    #[arg(long, value_name = "N", default_value_t = NonZeroU32::MIN)]
-    attention: NonZeroU32,
-    /// FFN instances of the deployment that is started
-    #[arg(long, value_name = "N", default_value_t = NonZeroU32::MIN)]
-    ffn: NonZeroU32,
-    /// Microbatches in flight [default: 3]
-    #[arg(long, value_name = "M")]
-    microbatches: Option<NonZeroU16>,
     /// Tokens that each attention instance's KV cache holds [default: 16384]
     #[arg(long, value_name = "N")]
     kv_tokens: Option<NonZeroUsize>,
-    /// The data plane [default: shm]
-    #[arg(long)]
-    transport: Option<Transport>,
-    /// What is computed in [default: bf16]
-    #[arg(long)]
-    dtype: Option<Precision>,
     /// Token that the scheduler wants. Visible in the process list: prefer STEPMESH_TOKEN or --token-file
     #[arg(long, env = "STEPMESH_TOKEN", hide_env = true)]
     token: Option<Secret>,
@@ -78,7 +64,7 @@ pub(crate) struct ServeArguments {
 
 /// Serves until a signal ends it; prints one line that starts with `serving` once requests are taken.
 pub(crate) fn run(arguments: &ServeArguments, verbose: bool) -> Result<(), CliError> {
-    let model = Model::open(arguments.checkpoint.as_deref())?;
+    let model = Model::open(arguments.deployment.checkpoint.as_deref())?;
     let key = read_token(arguments.api_key.as_ref(), arguments.api_key_file.as_deref())?;
     if !arguments.host.is_loopback() && key.is_none() && !arguments.insecure {
         return Err(CliError::input(
@@ -86,19 +72,23 @@ pub(crate) fn run(arguments: &ServeArguments, verbose: bool) -> Result<(), CliEr
             "give a key with --api-key-file, or say --insecure if the network is trusted",
         ));
     }
-    let name = arguments.model_name.clone().unwrap_or_else(|| name_of(arguments.checkpoint.as_deref()));
+    let name = arguments.model_name.clone().unwrap_or_else(|| model.id.clone());
     signals::runtime()?.block_on(async {
         let address = SocketAddr::new(arguments.host, arguments.port);
         let listener = TcpListener::bind(address).await.map_err(|error| {
             CliError::input(format!("cannot listen on {address}: {error}"), "choose another port with --port")
         })?;
-        let mut deployment = match &arguments.scheduler {
-            None => match Deployment::start(&settings(arguments), verbose, &mut |_| {}).await {
+        let mut deployment = None;
+        if arguments.scheduler.is_none() {
+            let mut screen = StartScreen::quiet();
+            let started =
+                Deployment::start(&settings(arguments), verbose, &mut |progress| screen.show(&progress)).await;
+            screen.finish(started.is_ok());
+            deployment = match started {
                 Err(CliError::Interrupted) => return Ok(()),
                 started => Some(started?),
-            },
-            Some(_) => None,
-        };
+            };
+        }
         let target = match (&deployment, &arguments.scheduler) {
             (Some(deployment), _) => deployment.target().clone(),
             (None, url) => Target {
@@ -108,8 +98,7 @@ pub(crate) fn run(arguments: &ServeArguments, verbose: bool) -> Result<(), CliEr
         };
         let work = async {
             let client = Client::connect(&target).await?;
-            let limits = Limits { requests: arguments.max_requests.get() };
-            serve(listener, App::new(client, model, name, key, limits)).await
+            serve(listener, App::new(client, model, name, key, arguments.max_requests)).await
         };
         let ended = match &mut deployment {
             Some(deployment) => deployment.during(work).await,
@@ -137,23 +126,32 @@ async fn serve(listener: TcpListener, app: App) -> Result<(), CliError> {
     axum::serve(listener, app.router()).await.map_err(CliError::system("serve"))
 }
 
-fn name_of(checkpoint: Option<&Path>) -> String {
-    let name = checkpoint.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    name.unwrap_or_else(|| "step3-story".into())
+/// What differs from other commands: the model may be named by a variable, one attention and one FFN instance suffice.
+pub(crate) fn help(command: Command) -> Command {
+    command
+        .mut_arg("checkpoint", |checkpoint| {
+            checkpoint.env("STEPMESH_CHECKPOINT").hide_env(true).help(
+                "Directory of the model: of the deployment that is started, or the tokenizer of the one that runs \
+                 [default: the small checkpoint that the program carries]",
+            )
+        })
+        .mut_arg("attention", |attention| attention.help("Attention instances [default: 1]"))
+        .mut_arg("ffn", |ffn| ffn.help("FFN instances [default: 1]"))
+        .mut_arg("dtype", |dtype| dtype.help("What is computed in [default: bf16]"))
 }
 
-fn settings(arguments: &ServeArguments) -> crate::settings::DeploymentSettings {
-    DeploymentLayer {
-        checkpoint: arguments.checkpoint.clone(),
-        attention: Some(arguments.attention),
-        ffn: Some(arguments.ffn),
-        microbatches: arguments.microbatches,
+fn settings(arguments: &ServeArguments) -> DeploymentSettings {
+    let own = DeploymentLayer {
         kv_tokens: arguments.kv_tokens,
-        transport: arguments.transport,
-        dtype: Some(arguments.dtype.unwrap_or(Precision::Bf16)),
         token: arguments.token.clone(),
         token_file: arguments.token_file.clone(),
+        ..arguments.deployment.layer()
+    };
+    let defaults = DeploymentLayer {
+        attention: Some(NonZeroU32::MIN),
+        ffn: Some(NonZeroU32::MIN),
+        dtype: Some(Precision::Bf16),
         ..DeploymentLayer::default()
-    }
-    .resolve()
+    };
+    own.or(defaults).resolve()
 }

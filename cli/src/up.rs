@@ -2,6 +2,7 @@
 
 use crate::deployment::Deployment;
 use crate::error::CliError;
+use crate::loading::StartScreen;
 use crate::output::say;
 use crate::settings::DeploymentSettings;
 use crate::signals;
@@ -10,7 +11,10 @@ use crate::signals;
 pub(crate) fn run(settings: &DeploymentSettings, verbose: bool) -> Result<(), CliError> {
     crate::carried::Model::open(settings.checkpoint.as_deref())?;
     signals::runtime()?.block_on(async {
-        let mut deployment = match Deployment::start(settings, verbose, &mut |_| {}).await {
+        let mut screen = StartScreen::quiet();
+        let started = Deployment::start(settings, verbose, &mut |progress| screen.show(&progress)).await;
+        screen.finish(started.is_ok());
+        let mut deployment = match started {
             Err(CliError::Interrupted) => return Ok(()),
             started => started?,
         };

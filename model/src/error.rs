@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Dtype;
+
 /// What can go wrong between a checkpoint on disk and a row of logits.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -248,6 +250,12 @@ pub enum ModelError {
         threads: usize,
         /// Why not.
         reason: String,
+    },
+    /// A compute type that multiplies FP8 weights, for a checkpoint that has none.
+    #[error("{dtype} needs FP8 weights, which config.json says this checkpoint has not; compute in bf16 or f32")]
+    NotFp8 {
+        /// The compute type.
+        dtype: Dtype,
     },
     /// An FP8 tensor without its scales.
     #[error(

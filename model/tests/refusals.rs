@@ -3,40 +3,20 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
+use common::files::{FileDtype, Tensors, assert_says, read, save};
 use common::fixture;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype as FileDtype, TensorView};
 use serde_json::{Value, json};
 use stepmesh_model::{Checkpoint, CpuAttention, CpuFfn, Dtype, ModelConfig, ModelError, Shard};
 use tempfile::TempDir;
-
-type Tensors = BTreeMap<String, (FileDtype, Vec<usize>, Vec<u8>)>;
 
 fn config_json() -> Value {
     serde_json::from_str(&std::fs::read_to_string(fixture("config.json")).unwrap()).unwrap()
 }
 
 fn tensors() -> Tensors {
-    let bytes = std::fs::read(fixture("model.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let copy =
-        |(name, view): (String, TensorView<'_>)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
-    file.tensors().into_iter().map(copy).collect()
-}
-
-fn save(path: &Path, tensors: &Tensors) {
-    let view = |(dtype, shape, data): &(FileDtype, Vec<usize>, Vec<u8>)| {
-        TensorView::new(*dtype, shape.clone(), data)
-            .map(|view| (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
-    };
-    let checked: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), view(tensor).unwrap())).collect();
-    let views = checked
-        .iter()
-        .map(|(name, (dtype, shape, data))| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    safetensors::serialize_to_file(views, None, path).unwrap();
+    read(&fixture("model.safetensors"))
 }
 
 /// A directory with the tiny model's configuration and these tensors.
@@ -59,14 +39,6 @@ fn assert_tensor_refused(change: impl FnOnce(&mut Tensors), words: &[&str]) {
     change(&mut tensors);
     let dir = checkpoint_dir(&tensors);
     assert_says(load(dir.path()).map(|_| ()), words);
-}
-
-#[track_caller]
-fn assert_says<T: std::fmt::Debug>(result: Result<T, ModelError>, words: &[&str]) {
-    let error = result.unwrap_err().to_string();
-    for word in words {
-        assert!(error.contains(word), "`{error}` does not say `{word}`");
-    }
 }
 
 /// The configuration after `change` is refused with an error that says all of `words`.
@@ -279,17 +251,17 @@ fn configurations_that_cannot_be_honoured() {
 #[test]
 fn every_spelling_of_a_configuration_reads_alike() {
     let plain = config_json();
-    let read = |json: &Value| ModelConfig::from_json(&json.to_string(), "config.json").unwrap();
-    let expected = read(&plain);
+    let config = |json: &Value| ModelConfig::from_json(&json.to_string(), "config.json").unwrap();
+    let expected = config(&plain);
     assert_eq!((expected.context_length, expected.bos_token_id), (1024, Some(0)));
     assert_eq!(expected.eos_token_ids, [1]);
     assert_eq!((0..5).map(|layer| expected.is_moe(layer)).collect::<Vec<_>>(), [false, true, true, false, false]);
 
-    assert_eq!(read(&json!({"model_type": "step3_vl", "text_config": plain, "vision_config": {}})), expected);
+    assert_eq!(config(&json!({"model_type": "step3_vl", "text_config": plain, "vision_config": {}})), expected);
     let with = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
         let mut json = plain.clone();
         change(json.as_object_mut().unwrap());
-        read(&json)
+        config(&json)
     };
     assert_eq!(with(&|c| drop(c.insert("moe_layers_enum".into(), json!([1, 2])))), expected);
     assert_eq!(with(&|c| drop(c.insert("moe_layers_enum".into(), json!(" 1, 2 ")))), expected);

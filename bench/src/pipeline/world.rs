@@ -91,8 +91,15 @@ impl World {
         let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, clocks[0].clone())?;
         let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
         let queue = usize::from(microbatches);
-        let mut attends =
-            AttentionExecutor::new(mesh, stage, stepmesh_pipeline::Wire::of(Dtype::F32), KV_TOKENS, microbatches, 1, queue)?;
+        let mut attends = AttentionExecutor::new(
+            mesh,
+            stage,
+            stepmesh_pipeline::Wire::of(Dtype::F32),
+            KV_TOKENS,
+            microbatches,
+            1,
+            queue,
+        )?;
         let (member, device, endpoint, control) = parts(1)?;
         let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, clocks[1].clone())?;
         let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });

@@ -13,43 +13,21 @@ use crate::client::Client;
 use crate::decode::{Decoded, Request, decode};
 use crate::deployment::Deployment;
 use crate::error::CliError;
+use crate::loading::StartScreen;
 use crate::output::say;
 use crate::prompts::{self, Prompt, PromptArguments};
-use crate::settings::{DeploymentLayer, DeploymentSettings, Layer, Precision, Transport};
+use crate::settings::{DeploymentSettings, Layer, OwnDeployment};
 use crate::{signals, units};
 use report::Timings;
-use screen::StartScreen;
-use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What `demo` is asked.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct DemoArguments {
-    /// Directory with config.json and safetensors [default: the small checkpoint that the program carries]
-    #[arg(long, value_name = "DIR")]
-    checkpoint: Option<PathBuf>,
-    /// Attention instances [default: 2]
-    #[arg(long, value_name = "N")]
-    attention: Option<NonZeroU32>,
-    /// FFN instances [default: 2]
-    #[arg(long, value_name = "N")]
-    ffn: Option<NonZeroU32>,
-    /// Microbatches in flight [default: 3]
-    #[arg(long, value_name = "M")]
-    microbatches: Option<NonZeroU16>,
-    /// The data plane [default: shm]
-    #[arg(long)]
-    transport: Option<Transport>,
-    /// What is computed in [default: f32]
-    #[arg(long)]
-    dtype: Option<Precision>,
-    /// What rows travel as [default: what suits --dtype]
-    #[arg(long)]
-    wire: Option<Precision>,
-    /// FFN instances that each routed expert is cut among; it divides their number [default: 1]
-    #[arg(long, value_name = "N")]
-    tensor_parallel: Option<NonZeroU32>,
+    #[command(flatten)]
+    deployment: OwnDeployment,
     #[command(flatten)]
     prompts: PromptArguments,
     /// Repeat until interrupted, and check that every round yields the same tokens
@@ -65,7 +43,7 @@ pub(crate) struct DemoArguments {
 
 /// Checks everything that can be checked, then starts, decodes, reports and stops.
 pub(crate) fn run(arguments: DemoArguments, verbose: bool) -> Result<(), CliError> {
-    let model = Model::open(arguments.checkpoint.as_deref())?;
+    let model = Model::open(arguments.deployment.checkpoint.as_deref())?;
     let prompts = arguments.prompts.resolve(&model)?;
     let requests = arguments.prompts.requests(&prompts, arguments.logits.is_some())?;
     prompts::check(&requests, &model.config)?;
@@ -169,18 +147,7 @@ impl Run {
 }
 
 fn settings(arguments: &DemoArguments, requests: &[Request]) -> DeploymentSettings {
-    let mut settings = DeploymentLayer {
-        checkpoint: arguments.checkpoint.clone(),
-        attention: arguments.attention,
-        ffn: arguments.ffn,
-        microbatches: arguments.microbatches,
-        transport: arguments.transport,
-        dtype: arguments.dtype,
-        wire: arguments.wire,
-        tensor_parallel: arguments.tensor_parallel,
-        ..DeploymentLayer::default()
-    }
-    .resolve();
+    let mut settings = arguments.deployment.layer().resolve();
     // Room for all sequences at once, even on one instance; a block may be left unfilled by each.
     const BLOCK: usize = 64;
     let tokens = |request: &Request| request.prompt.len() + request.max_new_tokens as usize + BLOCK;

@@ -1,13 +1,12 @@
-//! What is seen while a run goes on: bars and growing lines on a terminal, whole lines in a pipe.
+//! What is seen while a run goes on: growing lines on a terminal, whole lines in a pipe.
 
 use crate::decode::Decoded;
-use crate::deployment::Progress;
 use crate::error::CliError;
+use crate::loading::{on_terminal, style};
 use crate::output::say;
 use crate::prompts::Prompt;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
+use std::io::Write;
 use stepmesh_model::{Detokenizer, Text};
 
 /// Ids of a prompt that are shown.
@@ -16,52 +15,6 @@ const PROMPT_SHOWN: usize = 8;
 const TAIL_SHOWN: usize = 14;
 /// Characters that fit on one.
 const TEXT_SHOWN: usize = 90;
-
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-fn on_terminal() -> bool {
-    std::io::stderr().is_terminal()
-}
-
-/// The deployment coming up.
-pub(crate) struct StartScreen {
-    started: Instant,
-    bar: ProgressBar,
-}
-
-impl StartScreen {
-    pub(crate) fn new() -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(style("{spinner} {msg}"));
-        if on_terminal() {
-            bar.enable_steady_tick(Duration::from_millis(100));
-        } else {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        Self { started: Instant::now(), bar }
-    }
-
-    pub(crate) fn show(&mut self, progress: &Progress<'_>) {
-        match progress {
-            Progress::Started(label, id) => self.tell(&format!("{label:<12} pid {id}")),
-            Progress::Joined(count, all) => self.bar.set_message(format!("{count} of {all} daemons have joined")),
-        }
-    }
-
-    pub(crate) fn finish(&self, complete: bool) {
-        self.bar.finish_and_clear();
-        if complete {
-            self.tell(&format!("complete     after {:.2} s\n", self.started.elapsed().as_secs_f64()));
-        }
-    }
-
-    fn tell(&self, line: &str) {
-        // That nobody reads is noticed, and ends the run, at the first line that matters.
-        let _ = self.bar.suspend(|| say(line));
-    }
-}
 
 /// Sequences that grow: a single text is written as it comes; of several, a line each on a terminal, and all in full at
 /// the end.

@@ -1,12 +1,13 @@
 //! `stepmesh attention` and `stepmesh ffn`.
 
 use super::log::{Log, start};
-use crate::deployment::{JOINED, READY};
+use crate::deployment::{JOINED, LOADING, READY};
 use crate::error::CliError;
+use crate::loading::{LoadingBar, on_terminal};
 use crate::output::say;
 use crate::settings::{AttentionSettings, FfnSettings};
 use crate::signals;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stepmesh_pipeline::{AttentionOptions, DaemonError, FfnOptions, Notice, Shutdown};
 
 /// Runs an attention daemon until a signal, or until the scheduler says so.
@@ -18,7 +19,7 @@ pub(crate) fn run_attention(settings: &AttentionSettings, log: Log) -> Result<()
         queue: settings.queue,
     };
     let shutdown = stop_on_signal(settings.drain_timeout_ms)?;
-    Ok(stepmesh_pipeline::run_attention(options, &shutdown, &mut tell)?)
+    Ok(stepmesh_pipeline::run_attention(options, &shutdown, &mut teller())?)
 }
 
 /// Runs an FFN daemon until a signal, or until the scheduler says so.
@@ -26,7 +27,7 @@ pub(crate) fn run_ffn(settings: &FfnSettings, log: Log) -> Result<(), CliError> 
     start(log);
     let options = FfnOptions { daemon: settings.daemon_options()?, policy: settings.policy.into() };
     let shutdown = stop_on_signal(settings.drain_timeout_ms)?;
-    Ok(stepmesh_pipeline::run_ffn(options, &shutdown, &mut tell)?)
+    Ok(stepmesh_pipeline::run_ffn(options, &shutdown, &mut teller())?)
 }
 
 fn stop_on_signal(drain_timeout_ms: u64) -> Result<Shutdown, CliError> {
@@ -36,13 +37,28 @@ fn stop_on_signal(drain_timeout_ms: u64) -> Result<Shutdown, CliError> {
     Ok(shutdown)
 }
 
-/// What others may wait for is a line on standard output; the rest is logged.
-fn tell(notice: Notice) {
-    match notice {
+/// How often a line says how much is loaded.
+const LOADING_LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// What others may wait for is a line on standard output; the rest is logged. Loading is a bar on a terminal.
+fn teller() -> impl FnMut(Notice) {
+    let (bar, mut said) = (LoadingBar::new(), None::<Instant>);
+    move |notice| match notice {
+        Notice::Loading { done, total } if on_terminal() => {
+            bar.show(done, total);
+            if done == total {
+                bar.finish();
+            }
+        }
+        Notice::Loading { done, total } => {
+            if done == total || said.is_none_or(|said| said.elapsed() >= LOADING_LINE_EVERY) {
+                said = Some(Instant::now());
+                drop(say(&format!("{LOADING}{done} of {total} bytes")));
+            }
+        }
         // Nobody reading is no reason to stop.
         Notice::Joined { rank } => drop(say(&format!("{JOINED}rank {rank}"))),
         Notice::Ready { epoch } => drop(say(&format!("{READY}epoch {epoch}"))),
-        Notice::Loading { done, total } => tracing::debug!("loading: {done} of {total} bytes"),
         Notice::PeerLost(what) => tracing::error!("lost {what}"),
         Notice::LinkDown(what) => tracing::warn!("link down: {what}"),
         Notice::Draining => tracing::info!("the scheduler shuts the deployment down"),

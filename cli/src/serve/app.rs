@@ -1,44 +1,30 @@
 //! The routes, and what every request meets on its way: the key, the bounds, the counters.
 
-use super::api::answer::{Heading, Usage};
+use super::answer::answer;
+use super::api::answer::Heading;
 use super::api::error::ApiError;
-use super::api::request::{Ask, Kind};
-use super::choice::{Choice, News};
+use super::api::request::Kind;
 use super::metrics::{Ending, Metrics};
 use crate::carried::Model;
 use crate::client::Client;
 use crate::settings::Secret;
 use axum::Router;
-use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::convert::Infallible;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use stepmesh_model::Text;
-use stepmesh_proto::control::{GenerateRequest, Sampling};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
+use std::time::{SystemTime, UNIX_EPOCH};
+use stepmesh_model::{ModelConfig, Text};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The largest body that is read.
 const LARGEST_BODY: usize = 1 << 20;
-/// Frames of a stream that may wait for their reader, and how long one that does not read is waited for.
-const FRAMES: usize = 64;
-const READ_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What bounds the server.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Requests that are worked on at the same time.
-    pub(super) requests: usize,
-}
 
 /// The server. Clones share it.
 #[derive(Clone)]
@@ -57,14 +43,20 @@ struct Inner {
 }
 
 impl App {
-    pub(super) fn new(client: Client, model: Model, name: String, key: Option<Secret>, limits: Limits) -> Self {
+    pub(super) fn new(
+        client: Client,
+        model: Model,
+        name: String,
+        key: Option<Secret>,
+        max_requests: NonZeroUsize,
+    ) -> Self {
         Self(Arc::new(Inner {
             client,
             model,
             name,
             key: key.map(|key| Sha256::digest(key.reveal()).into()),
             metrics: Metrics::new(),
-            permits: Arc::new(Semaphore::new(limits.requests)),
+            permits: Arc::new(Semaphore::new(max_requests.get())),
             started: now(),
             last_id: AtomicU64::new(0),
         }))
@@ -78,6 +70,19 @@ impl App {
         self.0.model.text.as_ref()
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(super) fn config(&self) -> &ModelConfig {
+        &self.0.model.config
+    }
+
+    /// A place among the requests that are worked on at the same time, if one is free.
+    pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.permits.clone().try_acquire_owned().ok()
+    }
+
     pub(super) fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
@@ -86,8 +91,14 @@ impl App {
         let api = Router::new()
             .route("/v1/models", get(models))
             .route("/v1/models/{id}", get(model))
-            .route("/v1/completions", post(completions))
-            .route("/v1/chat/completions", post(chat))
+            .route(
+                "/v1/completions",
+                post(async |app, headers, body| answer(app, Kind::Completion, headers, body).await),
+            )
+            .route(
+                "/v1/chat/completions",
+                post(async |app, headers, body| answer(app, Kind::Chat, headers, body).await),
+            )
             .layer(DefaultBodyLimit::max(LARGEST_BODY))
             .layer(from_fn_with_state(self.clone(), authorise));
         Router::new()
@@ -100,7 +111,7 @@ impl App {
             .with_state(self.clone())
     }
 
-    fn heading(&self, kind: Kind) -> Heading {
+    pub(super) fn heading(&self, kind: Kind) -> Heading {
         let number = self.0.last_id.fetch_add(1, Ordering::Relaxed);
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         Heading {
@@ -146,7 +157,7 @@ async fn count(State(app): State<App>, request: Request, next: Next) -> Response
     }
 }
 
-fn too_large() -> ApiError {
+pub(super) fn too_large() -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {LARGEST_BODY} bytes"))
 }
 
@@ -187,160 +198,4 @@ async fn model(State(app): State<App>, Path(id): Path<String>) -> Result<axum::J
         return Ok(axum::Json(card(&app)));
     }
     Err(ApiError::new(StatusCode::NOT_FOUND, format!("the model `{id}` does not exist")).code("model_not_found"))
-}
-
-async fn completions(
-    State(app): State<App>,
-    headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Response {
-    answer(app, Kind::Completion, &headers, body).await.into_response()
-}
-
-async fn chat(
-    State(app): State<App>,
-    headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Response {
-    answer(app, Kind::Chat, &headers, body).await.into_response()
-}
-
-async fn answer(
-    app: App,
-    kind: Kind,
-    headers: &HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Result<Response, ApiError> {
-    let body = body.map_err(|refused| match refused.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-        _ => ApiError::bad(refused.body_text()),
-    })?;
-    let json = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    if json.is_some_and(|kind| !kind.starts_with("application/json")) {
-        let message = "the body's content type is not application/json";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
-    }
-    let config = &app.0.model.config;
-    let ask = Ask::read(kind, &body, &app.0.name, app.text(), config.vocab_size)?;
-    let mut requests = Vec::with_capacity(ask.prompts.len() * ask.n);
-    for prompt in &ask.prompts {
-        let max_new_tokens = ask.room(prompt, config.context_length)?;
-        for _ in 0..ask.n {
-            let seed = ask.sampling.seed.wrapping_add(requests.len() as u64);
-            requests.push(GenerateRequest {
-                prompt: prompt.clone(),
-                max_new_tokens,
-                ignore_eos: ask.ignore_eos,
-                sampling: Some(Sampling { seed, ..ask.sampling }),
-                ..GenerateRequest::default()
-            });
-        }
-    }
-    let permit = app.0.permits.clone().try_acquire_owned().map_err(|_| {
-        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "as many requests are worked on as this server takes; try again")
-    })?;
-    let usage = Usage { prompt: ask.prompts.iter().map(Vec::len).sum(), completion: 0 };
-    let mut choices = Vec::with_capacity(requests.len());
-    for request in requests {
-        choices.push(Choice::start(&app, request, ask.stop.clone()).await?);
-    }
-    let heading = app.heading(kind);
-    if ask.stream {
-        return Ok(stream(heading, ask, choices, usage, permit));
-    }
-    whole(heading, &ask, choices, usage).await
-}
-
-/// Waits for all choices.
-async fn whole(heading: Heading, ask: &Ask, choices: Vec<Choice>, mut usage: Usage) -> Result<Response, ApiError> {
-    let mut ended = vec![(String::new(), ""); choices.len()];
-    let mut growing = JoinSet::new();
-    for (index, mut choice) in choices.into_iter().enumerate() {
-        growing.spawn(async move {
-            let mut all = String::new();
-            loop {
-                match choice.next().await? {
-                    News::Text(text) => all.push_str(&text),
-                    News::End(text, reason) => return Ok::<_, ApiError>((index, all + &text, reason, choice.tokens)),
-                }
-            }
-        });
-    }
-    while let Some(done) = growing.join_next().await {
-        let done = done.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-        let (index, text, reason, tokens) = done?;
-        let before = ask.echo.as_ref().and_then(|echo| echo.get(index / ask.n)).map_or("", String::as_str);
-        ended[index] = (format!("{before}{text}"), reason);
-        usage.completion += tokens;
-    }
-    Ok(axum::Json(heading.whole(&ended, usage)).into_response())
-}
-
-/// Sends pieces as they come. A client that goes away, or does not read, ends the choices.
-fn stream(
-    heading: Heading,
-    ask: Ask,
-    choices: Vec<Choice>,
-    mut usage: Usage,
-    permit: OwnedSemaphorePermit,
-) -> Response {
-    let (frames, reader) = mpsc::channel::<Result<Bytes, Infallible>>(FRAMES);
-    tokio::spawn(async move {
-        let _permit = permit;
-        let (news, mut heard) = mpsc::channel(FRAMES);
-        let mut growing = JoinSet::new();
-        for (index, mut choice) in choices.into_iter().enumerate() {
-            let news = news.clone();
-            growing.spawn(async move {
-                loop {
-                    let next = choice.next().await;
-                    let over = !matches!(next, Ok(News::Text(_)));
-                    if news.send((index, next, choice.tokens)).await.is_err() || over {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(news);
-        let frame = |value: &Value| Ok(Bytes::from(format!("data: {value}\n\n")));
-        let send = async |value: Value| {
-            let sent = tokio::time::timeout(READ_PATIENCE, frames.send(frame(&value))).await;
-            matches!(sent, Ok(Ok(())))
-        };
-        let mut begun = vec![false; growing.len()];
-        loop {
-            let next = tokio::select! {
-                next = heard.recv() => next,
-                () = frames.closed() => return,
-            };
-            let Some((index, next, tokens)) = next else { break };
-            let (mut text, reason) = match next {
-                Ok(News::Text(text)) => (text, None),
-                Ok(News::End(text, reason)) => (text, Some(reason)),
-                Err(error) => {
-                    send(error.body()).await;
-                    break;
-                }
-            };
-            let first = !std::mem::replace(&mut begun[index], true);
-            if let (true, Some(echo)) = (first, ask.echo.as_ref().and_then(|echo| echo.get(index / ask.n))) {
-                text.insert_str(0, echo);
-            }
-            if (first || !text.is_empty()) && !send(heading.piece(index, &text, first)).await {
-                return;
-            }
-            if let Some(reason) = reason {
-                usage.completion += tokens;
-                if !send(heading.end(index, reason)).await {
-                    return;
-                }
-            }
-        }
-        if ask.stream_usage {
-            send(heading.usage(usage)).await;
-        }
-        let _ = tokio::time::timeout(READ_PATIENCE, frames.send(Ok(Bytes::from_static(b"data: [DONE]\n\n")))).await;
-    });
-    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    (headers, Body::from_stream(ReceiverStream::new(reader))).into_response()
 }

@@ -51,6 +51,9 @@ pub(super) fn load<T>(
     observe: &mut dyn FnMut(LoadProgress),
     build: impl Fn(&Loader<'_>) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
+    if dtype.quantises() && !checkpoint.config().fp8_weights {
+        return Err(ModelError::NotFp8 { dtype });
+    }
     let count = Cell::new(0);
     build(&Loader { checkpoint, dtype, work: Work::Check(&count) })?;
     let total_bytes = count.get();

@@ -1,6 +1,8 @@
 //! The tiny model in one process: an attention side, some FFN shards, and the golden results of the reference.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses its part")]
 
+pub mod files;
+
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;

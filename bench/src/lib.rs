@@ -14,6 +14,7 @@ mod timing;
 mod transfer;
 
 pub mod compare;
+pub mod model;
 pub mod page;
 pub mod pipeline;
 pub mod pushpull;

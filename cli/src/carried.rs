@@ -3,6 +3,7 @@
 
 use crate::error::CliError;
 use std::path::Path;
+use std::{fs, io};
 use stepmesh_model::{Checkpoint, ModelConfig, ModelError, Text};
 use stepmesh_pipeline::CheckpointSource;
 
@@ -32,6 +33,12 @@ pub(crate) fn source(directory: Option<&Path>) -> CheckpointSource {
         Some(directory) => CheckpointSource::Directory(directory.into()),
         None => CheckpointSource::Embedded { config: CONFIG, weights: WEIGHTS },
     }
+}
+
+/// Writes the carried checkpoint into a directory, for programs of others.
+pub(crate) fn write(directory: &Path) -> io::Result<()> {
+    fs::write(directory.join("config.json"), CONFIG)?;
+    fs::write(directory.join("model.safetensors"), WEIGHTS)
 }
 
 impl Model {

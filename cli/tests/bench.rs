@@ -52,7 +52,7 @@ fn a_run_that_cannot_go_on_says_why_and_leaves_no_empty_file() {
     assert!(!file.exists());
 }
 
-/// An interpreter that answers as two of the peers in Python would: one is measured, one fails.
+/// An interpreter that answers as three of the peers in Python would: two are measured, one fails.
 #[cfg(unix)]
 fn interpreter(dir: &Path) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
@@ -62,6 +62,8 @@ case "$3 $4" in
     "version nixl") echo 1.5 ;;
     "run zeromq_numpy") echo '{"p50_us": 50.0, "rounds": 3}' ;;
     "run nixl") echo "no such backend" >&2; exit 1 ;;
+    "version ") echo 2.99 ;;
+    "run /"*) [ -s "$4/config.json" ] && [ -s "$4/model.safetensors" ] && echo '{"tokens_per_s": 2.0}' ;;
     *) exit 1 ;;
 esac
 "#;
@@ -109,12 +111,50 @@ fn compare_without_any_peer_says_what_to_install() {
 }
 
 #[test]
+fn model_sets_products_beside_the_peak_and_decoding_beside_pytorch() {
+    if !has_two_cpus() {
+        return println!("skipped: one CPU");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let python = interpreter(dir.path());
+    let json =
+        measure(&["model", "--new-tokens", "8", "--python", python.to_str().unwrap()], &dir.path().join("model.json"));
+    let (decoding, products) = json["results"].as_array().unwrap().split_last().unwrap();
+    let weights: Vec<_> = products.iter().map(|row| row["weights"].as_str().unwrap()).collect();
+    assert_eq!(weights, ["f32", "bf16", "fp8", "w8a8"].repeat(2));
+    for row in products {
+        let (gflops, peak) = (row["gflops"].as_f64().unwrap(), row["floor"]["gflops"].as_f64().unwrap());
+        assert!(gflops > 0.0 && (row["ratio"].as_f64().unwrap() - gflops / peak).abs() < 1e-9, "{row}");
+    }
+    let rate = decoding["tokens_per_s"].as_f64().unwrap();
+    let peers = decoding["peers"].as_array().unwrap();
+    assert_eq!(peers.iter().map(|peer| peer["dtype"].as_str().unwrap()).collect::<Vec<_>>(), ["bf16", "f32"]);
+    for peer in peers {
+        assert_eq!((peer["version"].as_str(), peer["tokens_per_s"].as_f64()), (Some("2.99"), Some(2.0)));
+        assert!((peer["ratio"].as_f64().unwrap() - rate / 2.0).abs() < 1e-9, "{peer}");
+    }
+}
+
+#[test]
+fn model_without_pytorch_says_what_to_install_and_measures_the_rest() {
+    if !has_two_cpus() {
+        return println!("skipped: one CPU");
+    }
+    let output = run(&["bench", "model", "--quick", "--new-tokens", "8", "--python", "/nowhere/python"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("pip install torch safetensors") && said.contains("tokens/s"), "{said}");
+}
+
+#[test]
 fn absurd_sizes_are_refused_before_anything_is_measured() {
     for arguments in [
         ["bench", "compare", "--sizes", "65MiB"],
         ["bench", "compare", "--bytes", "7168"],
         ["bench", "pushpull", "--bytes", "8:0"],
         ["bench", "pipeline", "--clock", "sundial"],
+        ["bench", "model", "--batch", "257"],
+        ["bench", "model", "--new-tokens", "1000"],
     ] {
         common::refuse(2, stepmesh(&arguments));
     }

@@ -20,6 +20,7 @@ mod fuzz_inputs;
 #[doc(hidden)]
 pub mod fuzzing;
 mod kernel;
+mod linear;
 mod sampling;
 mod shard;
 mod size;
@@ -35,6 +36,7 @@ pub use cpu::{CpuAttention, CpuFfn, LoadOptions, LoadProgress};
 pub use dtype::Dtype;
 pub use error::ModelError;
 pub use fp8::{FP8_GROUP, fp8_groups, quantise_rows};
+pub use linear::{Linear, LinearKind};
 pub use sampling::{Sampler, SamplingOptions, greedy, log_probability};
 pub use shard::Shard;
 pub use size::ParameterCount;

@@ -42,6 +42,8 @@ fn moved(before: &Value, now: &Value) -> Option<Moved> {
         Kind::PushPull if now.get("ratio").is_some() => ("ratio", false),
         Kind::PushPull => ("p50_us", false),
         Kind::Scaling => ("cpu_us_per_transfer", false),
+        Kind::Product => ("ratio", true),
+        Kind::Decoding => ("tokens_per_s", true),
         Kind::Failure => return None,
     };
     let (was, is) = (figure(before, name), figure(now, name));
@@ -80,6 +82,15 @@ fn identity(row: &Value) -> String {
         "wire_us",
         "layers",
         "microbatches",
+        "layer",
+        "weights",
+        "tokens",
+        "rows",
+        "cols",
+        "model",
+        "dtype",
+        "threads",
+        "new_tokens",
     ];
     let shown = keys.iter().filter_map(|key| Some(format!("{key} {}", row.get(key)?)));
     shown.collect::<Vec<_>>().join(", ").replace('"', "")

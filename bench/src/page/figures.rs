@@ -36,13 +36,23 @@ pub(super) enum Kind {
     PushPull,
     Pipeline,
     Scaling,
+    Product,
+    Decoding,
     /// A peer that could not be measured.
     Failure,
 }
 
 /// In the order of the page.
-const KINDS: [Kind; 6] =
-    [Kind::Transport, Kind::Comparison, Kind::Failure, Kind::PushPull, Kind::Pipeline, Kind::Scaling];
+const KINDS: [Kind; 8] = [
+    Kind::Transport,
+    Kind::Comparison,
+    Kind::Failure,
+    Kind::PushPull,
+    Kind::Pipeline,
+    Kind::Scaling,
+    Kind::Product,
+    Kind::Decoding,
+];
 
 /// The results of one run.
 #[derive(Clone, Debug)]
@@ -103,6 +113,8 @@ pub(super) fn kind(row: &Value) -> Option<Kind> {
         () if has(&["engine", "phases", "p50_us"]) => Some(Kind::PushPull),
         () if has(&["tpot_us", "ideal_us", "efficiency"]) => Some(Kind::Pipeline),
         () if has(&["transfers", "cpu_us_per_transfer", "relative"]) => Some(Kind::Scaling),
+        () if has(&["op", "gflops", "floor"]) => Some(Kind::Product),
+        () if has(&["op", "tokens_per_s", "peers"]) => Some(Kind::Decoding),
         () if has(&["peer", "failed"]) => Some(Kind::Failure),
         () => None,
     }
@@ -158,6 +170,7 @@ pub(super) fn plots(results: &Results) -> Vec<Plot> {
     push_pull(results, &mut plots);
     pipeline(results, &mut plots);
     scaling(results, &mut plots);
+    model(results, &mut plots);
     plots
 }
 
@@ -271,6 +284,34 @@ fn scaling(results: &Results, plots: &mut Vec<Plot>) {
     }
     let labels = ["instances of each side", "µs of CPU"];
     cost.plot(plots, "scaling", "CPU time of a request with its reply", Scale::Linear, labels);
+}
+
+fn model(results: &Results, plots: &mut Vec<Plot>) {
+    let bar = |label: String, name: &str, value: f64| Bar { label, pieces: vec![(name.into(), value)] };
+    let shares: Vec<_> = results
+        .of(Kind::Product)
+        .map(|row| {
+            let label = format!("{}, {}", text(row, "layer"), text(row, "weights"));
+            bar(label, "share of the peak", 100.0 * figure(row, "ratio"))
+        })
+        .collect();
+    if !shares.is_empty() {
+        let svg = stack("Products of an expert's batch", "%", &shares, Some((100.0, "the processor's peak")));
+        plots.push(Plot { name: "model-products".into(), svg });
+    }
+    let mut rates = Vec::new();
+    for row in results.of(Kind::Decoding) {
+        let batch = show(&row["batch"]);
+        rates.push(bar(format!("ours, {}, {batch}", text(row, "dtype")), "ours", figure(row, "tokens_per_s")));
+        for peer in row["peers"].as_array().into_iter().flatten() {
+            let name = text(peer, "peer");
+            rates.push(bar(format!("{name}, {}, {batch}", text(peer, "dtype")), name, figure(peer, "tokens_per_s")));
+        }
+    }
+    if !rates.is_empty() {
+        let svg = stack("Decoding on the CPU, sequences at once", "tokens/s", &rates, None);
+        plots.push(Plot { name: "model-decoding".into(), svg });
+    }
 }
 
 /// The first layers of a pipeline with these stages: who computes which microbatch when.

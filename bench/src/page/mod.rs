@@ -76,7 +76,13 @@ mod tests {
         let failure = json!({"peer": "nixl", "provider": "tcp", "bytes": 8, "failed": "no such backend"});
         let scaling = json!({"provider": "mem", "attention": 16, "ffn": 16, "transfers": 256, "round_us": 500.0,
             "cpu_us_per_transfer": 2.5, "relative": 1.2});
-        [json!([transport, peer, failure]), json!([push]), json!([pipeline]), json!([scaling])]
+        let product = json!({"op": "gemm", "layer": "down", "weights": "fp8", "tokens": 128, "rows": 7168, "cols": 5120,
+            "threads": 2, "gflops": 160.0, "floor": {"name": "fma", "gflops": 200.0}, "ratio": 0.8});
+        let decoding = json!({"op": "decode", "model": "step3-story", "dtype": "bf16", "batch": 16, "threads": 2,
+            "tokens_per_s": 4000.0,
+            "peers": [{"peer": "pytorch", "dtype": "bf16", "tokens_per_s": 1000.0, "ratio": 4.0}]});
+        let model = json!([product, decoding]);
+        [json!([transport, peer, failure]), json!([push]), json!([pipeline]), json!([scaling]), model]
             .into_iter()
             .map(|results| json!({"machine": machine, "command": "stepmesh bench <x>", "results": results}).to_string())
             .map(|text| Results::parse("a file", &text).expect("results"))
@@ -87,8 +93,8 @@ mod tests {
     fn a_page_holds_the_machine_the_command_a_plot_and_every_row_of_each_suite() {
         let page = html(&results());
         assert!(page.contains("A &lt;CPU&gt;") && page.contains("stepmesh bench &lt;x&gt;") && !page.contains("NaN"));
-        assert!(page.matches("<svg").count() >= 6, "{}", page.matches("<svg").count());
-        for row in ["pingpong", "ucx_am", "no such backend", "in_place", "49776", "cpu_us_per_transfer"] {
+        assert!(page.matches("<svg").count() >= 8, "{}", page.matches("<svg").count());
+        for row in ["pingpong", "ucx_am", "no such backend", "in_place", "49776", "cpu_us_per_transfer", "pytorch"] {
             assert!(page.contains(row), "{row}");
         }
         let names: Vec<_> = plots(&results()).into_iter().map(|plot| plot.name).collect();

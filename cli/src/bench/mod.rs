@@ -2,6 +2,7 @@
 
 mod common;
 mod compare;
+mod model;
 mod pipeline;
 mod pushpull;
 mod report;
@@ -35,6 +36,10 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:  stepmesh bench compare --json compare.json\n\
                                   \x20          stepmesh bench compare --provider tcp --bytes 7168:14336 --python venv/bin/python")]
     Compare(compare::CompareArguments),
+    /// How fast the model computes: an expert's products against the processor's peak, decoding beside PyTorch
+    #[command(after_help = "Examples:  stepmesh bench model --json model.json\n\
+                                  \x20          stepmesh bench model --python venv/bin/python --batch 32")]
+    Model(model::ModelArguments),
     /// Results files as tables, as one HTML page with plots, and what has moved since others
     #[command(
         after_help = "Example:  stepmesh bench report shm.json pushpull.json --html bench.html --baseline old.json"
@@ -49,6 +54,7 @@ pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
         BenchCommand::Pipeline(arguments) => pipeline::run(&arguments),
         BenchCommand::Scaling(arguments) => scaling::run(&arguments),
         BenchCommand::Compare(arguments) => compare::run(&arguments),
+        BenchCommand::Model(arguments) => model::run(&arguments),
         BenchCommand::Report(arguments) => report::run(&arguments),
     }
 }

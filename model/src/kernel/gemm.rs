@@ -17,8 +17,12 @@ use crate::fp8::FP8_GROUP;
 const BLOCK: usize = FP8_GROUP;
 /// Rows of the largest tile.
 const ROWS: usize = 6;
+/// Rows whose part of a block is kept together: 66 KiB, which stays in the second cache. Whole tiles.
+const MOST_ROWS: usize = 22 * ROWS;
 /// Panels that are worked on together at most.
 const MOST_PANELS: usize = 4;
+/// Panels that meet the same block of many rows in turn. A multiple of what is worked on together.
+const ROUND: usize = 16;
 
 /// Sixteen columns' weights of one step of the shared dimension.
 pub(super) trait Stored: Copy {
@@ -122,36 +126,50 @@ impl<'a> Out<'a> {
     }
 
     /// What one panel of a row holds, filled up with zeros.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
     #[inline(always)]
-    fn load(&self, row: usize, panel: usize) -> [f32; WIDTH] {
+    unsafe fn load<L: Lanes>(&self, row: usize, panel: usize) -> L {
         let (from, held) = self.tile(row, panel);
-        if held == WIDTH {
-            // SAFETY: 16 columns of this row follow, and only this value reads or writes them.
-            return unsafe { from.cast::<[f32; WIDTH]>().read() };
-        }
         let mut values = [0.0; WIDTH];
-        for (i, value) in values[..held].iter_mut().enumerate() {
-            // SAFETY: `held` columns of this row follow, and only this value reads or writes them.
-            *value = unsafe { from.add(i).read() };
+        // SAFETY: `held` columns of this row follow, 16 of them in the first case, and only this value uses them. The
+        // caller promises the instruction set.
+        unsafe {
+            if held == WIDTH {
+                return L::load(&*from.cast());
+            }
+            for (i, value) in values[..held].iter_mut().enumerate() {
+                *value = from.add(i).read();
+            }
+            L::load(&values)
         }
-        values
     }
 
+    /// # Safety
+    /// The processor has the instruction set of `L`.
     #[inline(always)]
-    fn store(&mut self, row: usize, panel: usize, values: &[f32; WIDTH]) {
+    unsafe fn store<L: Lanes>(&mut self, row: usize, panel: usize, lanes: L) {
         let (to, held) = self.tile(row, panel);
-        if held == WIDTH {
-            // SAFETY: 16 columns of this row follow, and only this value reads or writes them.
-            return unsafe { to.cast::<[f32; WIDTH]>().write(*values) };
-        }
-        for (i, value) in values[..held].iter().enumerate() {
-            // SAFETY: `held` columns of this row follow, and only this value reads or writes them.
-            unsafe { to.add(i).write(*value) };
+        let mut values = [0.0; WIDTH];
+        // SAFETY: `held` columns of this row follow, 16 of them in the first case, and only this value uses them. The
+        // caller promises the instruction set.
+        unsafe {
+            if held == WIDTH {
+                return lanes.store(&mut *to.cast());
+            }
+            lanes.store(&mut values);
+            for (i, value) in values[..held].iter().enumerate() {
+                to.add(i).write(*value);
+            }
         }
     }
 }
 
 /// `out = left * panels^T`, `PANELS` panels at a time where there are many rows.
+///
+/// Of many rows, a block of them, which stays in the second cache, meets a block of panel after panel, which stays in the
+/// first; few rows go along the panels as these lie in memory.
 ///
 /// # Safety
 /// The processor has the instruction set of `L`.
@@ -161,7 +179,7 @@ pub(super) unsafe fn multiply<L: Lanes, S: Stored, const PANELS: usize>(
     panels: Panels<'_, S>,
     mut out: Out<'_>,
 ) {
-    let count = out.columns.div_ceil(WIDTH);
+    let (count, blocks) = (out.columns.div_ceil(WIDTH), panels.k.div_ceil(BLOCK));
     let rows = left.values.len() / panels.k;
     // Few rows take more columns at once, to keep as many sums in flight.
     let group = match rows {
@@ -170,126 +188,132 @@ pub(super) unsafe fn multiply<L: Lanes, S: Stored, const PANELS: usize>(
         2 | 3 => 2,
         _ => PANELS,
     };
-    let whole = count - count % group;
-    let mut widened = [[[0.0; WIDTH]; BLOCK]; MOST_PANELS];
-    // SAFETY: the caller's promise is the same.
-    unsafe {
-        for first in (0..whole).step_by(group) {
-            match group {
-                4 => some_panels::<L, S, 4>(left, panels, first, &mut widened, &mut out),
-                2 => some_panels::<L, S, 2>(left, panels, first, &mut widened, &mut out),
-                _ => some_panels::<L, S, 1>(left, panels, first, &mut widened, &mut out),
+    let round = if rows < ROWS { group } else { ROUND };
+    let mut work = Work { rows: [[0.0; BLOCK]; MOST_ROWS], panels: [[[0.0; WIDTH]; BLOCK]; MOST_PANELS] };
+    for first_row in (0..rows).step_by(MOST_ROWS) {
+        let some_rows = first_row..rows.min(first_row + MOST_ROWS);
+        for round in (0..count).step_by(round).map(|first| first..count.min(first + round)) {
+            for block in 0..blocks {
+                let steps = block * BLOCK..panels.k.min((block + 1) * BLOCK);
+                for (to, row) in work.rows.iter_mut().zip(some_rows.clone()) {
+                    to[..steps.len()].copy_from_slice(&left.values[row * panels.k..][steps.clone()]);
+                }
+                let step = Step { left, panels, rows: some_rows.clone(), steps, block, blocks };
+                let whole = round.start + round.len() / group * group;
+                // SAFETY: the caller's promise is the same.
+                unsafe {
+                    for first in (round.start..whole).step_by(group) {
+                        match group {
+                            4 => step.some_panels::<L, 4>(first, &mut work, &mut out),
+                            2 => step.some_panels::<L, 2>(first, &mut work, &mut out),
+                            _ => step.some_panels::<L, 1>(first, &mut work, &mut out),
+                        }
+                    }
+                    for first in whole..round.end {
+                        step.some_panels::<L, 1>(first, &mut work, &mut out);
+                    }
+                }
             }
-        }
-        for first in whole..count {
-            some_panels::<L, S, 1>(left, panels, first, &mut widened, &mut out);
         }
     }
 }
 
-/// One block of each of some panels, as f32.
-type Widened = [[[f32; WIDTH]; BLOCK]; MOST_PANELS];
+/// One block of some rows, and of some panels as f32.
+struct Work {
+    rows: [[f32; BLOCK]; MOST_ROWS],
+    panels: [[[f32; WIDTH]; BLOCK]; MOST_PANELS],
+}
 
-/// All rows of `N` panels: each block of them is widened once, then all rows run over it.
-///
-/// # Safety
-/// The processor has the instruction set of `L`.
-#[inline(always)]
-unsafe fn some_panels<L: Lanes, S: Stored, const N: usize>(
-    left: Left<'_>,
-    panels: Panels<'_, S>,
-    first: usize,
-    widened: &mut Widened,
-    out: &mut Out<'_>,
-) {
-    let k = panels.k;
-    let (rows, blocks) = (left.values.len() / k, k.div_ceil(BLOCK));
-    for block in 0..blocks {
-        let steps = block * BLOCK..k.min((block + 1) * BLOCK);
+/// Some rows and one block of the shared dimension.
+struct Step<'a, S> {
+    left: Left<'a>,
+    panels: Panels<'a, S>,
+    rows: Range<usize>,
+    steps: Range<usize>,
+    block: usize,
+    blocks: usize,
+}
+
+impl<S: Stored> Step<'_, S> {
+    /// All rows of `N` panels: the block of these is widened once, then all rows run over it.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    #[inline(always)]
+    unsafe fn some_panels<L: Lanes, const N: usize>(&self, first: usize, work: &mut Work, out: &mut Out<'_>) {
         let mut scales = [[1.0; WIDTH]; N];
         for n in 0..N {
-            let weights = &panels.weights[(first + n) * k..][steps.clone()];
-            for (widened, weights) in widened[n].iter_mut().zip(weights) {
+            let weights = &self.panels.weights[(first + n) * self.panels.k..][self.steps.clone()];
+            for (widened, weights) in work.panels[n].iter_mut().zip(weights) {
                 // SAFETY: the caller's promise is the same.
                 unsafe { weights.widen::<L>().store(widened) };
             }
             if S::SCALED {
-                scales[n] = panels.scales[(first + n) * blocks + block];
+                scales[n] = self.panels.scales[(first + n) * self.blocks + self.block];
             }
         }
-        let step = Step { k, steps, block, blocks, first, widened, scales: &scales };
+        let rows = self.rows.len();
         // SAFETY: the caller's promise is the same.
         unsafe {
             let mut row = 0;
             while row + ROWS <= rows {
-                step.tile::<L, S, ROWS>(left, row, out);
+                self.tile::<L, ROWS, N>(row, first, &scales, work, out);
                 row += ROWS;
             }
             match rows - row {
-                1 => step.tile::<L, S, 1>(left, row, out),
-                2 => step.tile::<L, S, 2>(left, row, out),
-                3 => step.tile::<L, S, 3>(left, row, out),
-                4 => step.tile::<L, S, 4>(left, row, out),
-                5 => step.tile::<L, S, 5>(left, row, out),
+                1 => self.tile::<L, 1, N>(row, first, &scales, work, out),
+                2 => self.tile::<L, 2, N>(row, first, &scales, work, out),
+                3 => self.tile::<L, 3, N>(row, first, &scales, work, out),
+                4 => self.tile::<L, 4, N>(row, first, &scales, work, out),
+                5 => self.tile::<L, 5, N>(row, first, &scales, work, out),
                 _ => {}
             }
         }
     }
-}
 
-/// One block of `N` panels.
-struct Step<'a, const N: usize> {
-    k: usize,
-    steps: Range<usize>,
-    block: usize,
-    blocks: usize,
-    first: usize,
-    widened: &'a Widened,
-    scales: &'a [[f32; WIDTH]; N],
-}
-
-impl<const N: usize> Step<'_, N> {
-    /// Adds the block to `R` rows of the output.
+    /// Adds the block to `R` rows of `N` panels of the output.
     ///
     /// # Safety
     /// The processor has the instruction set of `L`.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "closures of iterators would not have the instruction set")]
-    unsafe fn tile<L: Lanes, S: Stored, const R: usize>(&self, left: Left<'_>, row: usize, out: &mut Out<'_>) {
-        let mut x: [&[f32]; R] = [&[]; R];
-        for r in 0..R {
-            x[r] = &left.values[(row + r) * self.k..][self.steps.clone()];
-        }
+    unsafe fn tile<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        row: usize,
+        first: usize,
+        scales: &[[f32; WIDTH]; N],
+        work: &Work,
+        out: &mut Out<'_>,
+    ) {
+        let x: &[[f32; BLOCK]] = &work.rows[row..row + R];
         let length = self.steps.len();
-        // SAFETY: the caller promises the instruction set; `x` and `widened` have `length` steps, `length <= BLOCK`.
+        // SAFETY: the caller promises the instruction set; `x` has `R` rows, which have `BLOCK` steps as the panels do,
+        // and `length <= BLOCK`.
         unsafe {
             let mut sums = [[L::splat(0.0); N]; R];
             for step in 0..length {
                 let mut columns = [L::splat(0.0); N];
                 for n in 0..N {
-                    columns[n] = L::load(self.widened[n].get_unchecked(step));
+                    columns[n] = L::load(work.panels[n].get_unchecked(step));
                 }
                 for r in 0..R {
-                    let value = L::splat(*x[r].get_unchecked(step));
+                    let value = L::splat(*x.get_unchecked(r).get_unchecked(step));
                     for n in 0..N {
                         sums[r][n] = sums[r][n].add_product(value, columns[n]);
                     }
                 }
             }
             for r in 0..R {
+                let row = self.rows.start + row + r;
                 for n in 0..N {
                     let scale = if S::SCALED {
-                        let scale = left.scales.get((row + r) * self.blocks + self.block).copied().unwrap_or(1.0);
-                        L::splat(0.0).add_product(L::load(&self.scales[n]), L::splat(scale))
+                        let scale = self.left.scales.get(row * self.blocks + self.block).copied().unwrap_or(1.0);
+                        L::splat(0.0).add_product(L::load(&scales[n]), L::splat(scale))
                     } else {
                         L::splat(1.0)
                     };
-                    let mut values = [0.0; WIDTH];
-                    if self.block > 0 {
-                        values = out.load(row + r, self.first + n);
-                    }
-                    L::load(&values).add_product(sums[r][n], scale).store(&mut values);
-                    out.store(row + r, self.first + n, &values);
+                    let before = if self.block > 0 { out.load::<L>(row, first + n) } else { L::splat(0.0) };
+                    out.store(row, first + n, before.add_product(sums[r][n], scale));
                 }
             }
         }

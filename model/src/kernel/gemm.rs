@@ -240,6 +240,7 @@ impl<S: Stored> Step<'_, S> {
     /// # Safety
     /// The processor has the instruction set of `L`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "closures of iterators would not have the instruction set")]
     unsafe fn some_panels<L: Lanes, const N: usize>(&self, first: usize, work: &mut Work, out: &mut Out<'_>) {
         let mut scales = [[1.0; WIDTH]; N];
         for n in 0..N {

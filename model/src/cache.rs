@@ -9,7 +9,7 @@ use crate::kernel::{Scalar, Values};
 use crate::stage::Row;
 use crate::{Dtype, ModelConfig, ModelError};
 
-pub(crate) use attend::Query;
+pub(crate) use attend::{AttendScratch, Query};
 
 /// Tokens of one page.
 pub const BLOCK_TOKENS: usize = 16;

@@ -13,7 +13,7 @@ mod matrix;
 mod products;
 
 pub(crate) use cores::Cores;
-pub(crate) use elementwise::{exp_sum, rms_norm, rotate, silu_times};
+pub(crate) use elementwise::{Softmax, rms_norm, rotate, silu_times};
 pub(crate) use lanes::{Scalar, WIDTH};
 pub(crate) use matrix::{Activations, Matrix, QuantiseScratch, Table, Values, Weights};
 

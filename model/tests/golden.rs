@@ -182,7 +182,8 @@ fn w8a8_is_as_near_to_the_reference_as_another_order_of_addition() {
             println!("{shards} shards, {tensor} an expert, prompt {number}: largest {}, mean {}", apart.0, apart.1);
             assert!(apart.0 <= 1.5 * largest && apart.1 <= mean, "prompt {number}: {apart:?}");
         }
-        // The first prompt meets no tie.
-        assert!(difference(&found[0], &golden.tensor("logits.0")).0 < 2e-5);
+        // The first prompt meets no tie that matters, and none at all where sums are not divided among shards.
+        let first = difference(&found[0], &golden.tensor("logits.0"));
+        assert!(first.1 < 2e-5 && (shards > 1 || first.0 < 2e-5), "{shards} shards: {first:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! The attention side on the CPU.
 
-use crate::cache::Query;
-use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, Table, exp_sum, rms_norm, rotate};
+use crate::cache::{AttendScratch, Query};
+use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, Softmax, Table, rms_norm, rotate};
 use crate::stage::{AttentionStage, Row, check_len};
 use crate::{Checkpoint, Dtype, KvCache, LoadOptions, LoadProgress, ModelConfig, ModelError};
 
@@ -52,6 +52,7 @@ struct Scratch {
     value: Vec<f32>,
     heads: Vec<f32>,
     scores: Vec<f32>,
+    attend: AttendScratch,
     cos: Vec<f32>,
     sin: Vec<f32>,
     quantised: QuantiseScratch,
@@ -203,8 +204,7 @@ impl AttentionStage for CpuAttention {
         let per_row =
             query.chunks_exact(config.num_heads * head_dim).zip(heads.chunks_exact_mut(config.num_heads * head_dim));
         for (row, (query, heads)) in rows.iter().zip(per_row) {
-            let scores = room(&mut scratch.scores, config.num_heads * (row.position + 1));
-            cache.attend(cores.isa, Query { layer, row: *row, heads: query }, scores, heads);
+            cache.attend(cores.isa, Query { layer, row: *row, heads: query }, &mut scratch.attend, heads);
         }
         dtype.round_all(heads);
         let input = scratch.quantised.activations(dtype.quantises(), heads, config.num_heads * head_dim);
@@ -235,8 +235,9 @@ impl AttentionStage for CpuAttention {
         }
         let chosen = ids.chunks_exact_mut(config.top_k).zip(weights.chunks_exact_mut(config.top_k));
         for (scores, (ids, weights)) in scores.chunks_exact_mut(config.num_experts).zip(chosen) {
-            let sum = exp_sum(scores, 1.0);
-            scores.iter_mut().for_each(|p| *p /= sum);
+            let mut softmax = Softmax::NEW;
+            softmax.go_on(scores, 1.0);
+            scores.iter_mut().for_each(|p| *p /= softmax.sum);
             top_k(scores, ids, weights);
             if config.norm_expert_weight {
                 let sum: f32 = weights.iter().sum();

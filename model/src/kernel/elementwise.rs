@@ -25,11 +25,27 @@ pub(crate) fn rotate(dtype: Dtype, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Replaces `scores` by `exp(scale * score - max)` and returns their sum: a softmax that is not yet divided.
-pub(crate) fn exp_sum(scores: &mut [f32], scale: f32) -> f32 {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |max, score| max.max(score * scale));
-    scores.iter_mut().for_each(|score| *score = exp(*score * scale - max));
-    lane_sum(scores, |value| value)
+/// A softmax over scores that come piece by piece.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Softmax {
+    max: f32,
+    /// Of what replaced the scores, as far as they have come.
+    pub(crate) sum: f32,
+}
+
+impl Softmax {
+    /// Before the first piece.
+    pub(crate) const NEW: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Replaces `scores` by `exp(scale * score - max)` for the largest so far. Returns what all that came before is to be
+    /// multiplied with, as it was relative to the largest before.
+    pub(crate) fn go_on(&mut self, scores: &mut [f32], scale: f32) -> f32 {
+        let max = scores.iter().fold(self.max, |max, score| max.max(score * scale));
+        let before = exp(self.max - max);
+        scores.iter_mut().for_each(|score| *score = exp(*score * scale - max));
+        *self = Self { max, sum: self.sum * before + lane_sum(scores, |value| value) };
+        before
+    }
 }
 
 /// `gate = silu(gate) * up`, rounded after each step.
@@ -88,6 +104,25 @@ fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_softmax_in_pieces_is_that_of_the_whole() {
+        let scores = [3.0, -1.0, 0.5, 7.0, 6.5, -20.0, 7.5];
+        let mut whole = scores;
+        let mut all = Softmax::NEW;
+        all.go_on(&mut whole, 0.5);
+        let mut pieces = Softmax::NEW;
+        let mut parts: Vec<f32> = Vec::new();
+        for piece in scores.chunks(3) {
+            let mut piece = piece.to_vec();
+            let before = pieces.go_on(&mut piece, 0.5);
+            parts.iter_mut().for_each(|part| *part *= before);
+            parts.extend(piece);
+        }
+        for (part, whole) in parts.iter().zip(whole) {
+            assert!((part / pieces.sum - whole / all.sum).abs() < 1e-7);
+        }
+    }
 
     #[test]
     fn the_exponential_is_right_to_a_few_units_in_the_last_place() {

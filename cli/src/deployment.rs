@@ -259,3 +259,16 @@ fn daemon_arguments(role: &str, rank: u32, url: &str, settings: &DeploymentSetti
     }
     arguments
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_says_how_much_it_has_read() {
+        assert_eq!(loaded(&format!("{LOADING}5 of 10 bytes")), Some((5, 10)));
+        for line in ["joined rank 0", "loading", "loading 5 of bytes", "loading x of 10 bytes", "loading 5 of 10"] {
+            assert_eq!(loaded(line), None, "{line}");
+        }
+    }
+}

@@ -20,6 +20,8 @@ pub mod fuzzing;
 mod layout;
 mod link;
 mod member;
+#[doc(hidden)]
+pub mod probe;
 mod reply;
 mod sync;
 mod tickets;

@@ -6,7 +6,7 @@ mod load;
 mod mlp;
 
 pub use attention::CpuAttention;
-pub use ffn::CpuFfn;
+pub use ffn::{CpuFfn, Visits};
 pub use load::{LoadOptions, LoadProgress};
 
 /// The first `len` elements of a scratch buffer, which grows to the largest batch seen and then stays.

@@ -21,6 +21,8 @@ mod fuzz_inputs;
 pub mod fuzzing;
 mod kernel;
 mod linear;
+#[doc(hidden)]
+pub mod probe;
 mod sampling;
 mod shard;
 mod size;

@@ -148,12 +148,7 @@ impl FfnStage for CpuFfn {
             let expert = &experts[usize::from(visits[0].expert) - first];
             let activations = gathered.activations(dtype, hidden, visits.len());
             expert.apply(cores, dtype, activations, visits.len(), mlp_scratch, result);
-            for (visit, result) in visits.iter().zip(result.chunks_exact(hidden)) {
-                let out = &mut out[visit.row as usize * hidden..][..hidden];
-                for (out, value) in out.iter_mut().zip(result) {
-                    *out = dtype.round(*out + dtype.round(visit.weight * value));
-                }
-            }
+            scatter(dtype, hidden, visits, result, out);
         }
         let result = room(result, rows * hidden);
         shared.apply(cores, dtype, input.activations(dtype, hidden, rows), rows, mlp_scratch, result);
@@ -247,6 +242,45 @@ fn sort_visits(segments: &[FfnInput<'_>], top_k: usize, held: std::ops::Range<us
     visits.sort_unstable_by_key(|visit| (visit.expert, visit.row));
 }
 
+/// Adds an expert's results, each times its weight, to the rows that visited it.
+fn scatter(dtype: Dtype, hidden: usize, visits: &[Visit], results: &[f32], out: &mut [f32]) {
+    for (visit, result) in visits.iter().zip(results.chunks_exact(hidden)) {
+        let out = &mut out[visit.row as usize * hidden..][..hidden];
+        for (out, value) in out.iter_mut().zip(result) {
+            *out = dtype.round(*out + dtype.round(visit.weight * value));
+        }
+    }
+}
+
+/// What surrounds the experts of a batch, by itself: visits sorted, each expert's rows gathered, results scattered.
+#[derive(Debug)]
+pub struct Visits {
+    dtype: Dtype,
+    hidden: usize,
+    experts: usize,
+    scratch: Scratch,
+}
+
+impl Visits {
+    /// For hidden states of so many elements, and so many experts.
+    pub fn new(dtype: Dtype, hidden: usize, experts: usize) -> Self {
+        Self { dtype, hidden, experts, scratch: Scratch::default() }
+    }
+
+    /// Every expert returns what it is given: `out` `[rows, hidden]` becomes each row times the sum of its weights.
+    pub fn round(&mut self, segments: &[FfnInput<'_>], top_k: usize, out: &mut [f32]) {
+        let Self { dtype, hidden, experts, scratch: Scratch { input, visits, gathered, .. } } = self;
+        let (dtype, hidden) = (*dtype, *hidden);
+        input.take(dtype, hidden, out.len() / hidden.max(1), segments);
+        out.fill(0.0);
+        sort_visits(segments, top_k, 0..*experts, visits);
+        for visits in visits.chunk_by(|a, b| a.expert == b.expert) {
+            gathered.gather(dtype, hidden, input, visits.iter().map(|visit| visit.row as usize));
+            scatter(dtype, hidden, visits, &gathered.plain[..visits.len() * hidden], out);
+        }
+    }
+}
+
 /// Refuses what a peer may have sent wrong; returns the number of rows.
 fn check_segments(config: &ModelConfig, top_k: usize, segments: &[FfnInput<'_>]) -> Result<usize, ModelError> {
     let mut total = 0;
@@ -278,4 +312,21 @@ fn check_segments(config: &ModelConfig, top_k: usize, segments: &[FfnInput<'_>])
         }
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_visits_its_experts_and_comes_back() {
+        let (rows, hidden, top_k) = (5, 4, 2);
+        let values: Vec<f32> = (0..rows * hidden).map(|i| i as f32).collect();
+        let experts: Vec<u16> = (0..rows as u16).flat_map(|row| [row % 3, 3 + row % 2]).collect();
+        let weights = vec![0.5; rows * top_k];
+        let segment = FfnInput { hidden: Hidden::Plain(&values), experts: &experts, weights: &weights };
+        let mut out = vec![f32::NAN; values.len()];
+        Visits::new(Dtype::F32, hidden, 5).round(&[segment], top_k, &mut out);
+        assert_eq!(out, values);
+    }
 }

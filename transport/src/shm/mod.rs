@@ -25,6 +25,9 @@ mod hello;
 mod link;
 mod memory;
 mod post;
+#[cfg(not(stepmesh_loom))]
+#[doc(hidden)]
+pub mod probe;
 mod progress;
 mod rendezvous;
 mod ring;

@@ -1,0 +1,3 @@
+//! Hot pieces by themselves, for whoever measures them.
+
+pub use crate::cpu::Visits;

@@ -20,20 +20,25 @@ pub const fn fp8_groups(width: usize) -> usize {
 }
 
 /// The code of `value`, rounded half to even; magnitudes beyond 448 become 448. NaN becomes NaN.
-#[inline]
+#[inline(always)]
 pub(crate) fn encode(value: f32) -> u8 {
-    let sign = ((value.to_bits() >> 24) & 0x80) as u8;
-    if value.is_nan() {
-        return sign | 0x7f;
-    }
-    let magnitude = value.abs().min(LARGEST);
+    code(value) as u8
+}
+
+/// Without a branch, so that a loop over it vectorises.
+#[inline(always)]
+fn code(value: f32) -> u32 {
+    let sign = (value.to_bits() >> 24) & 0x80;
+    let magnitude = value.abs();
+    let held = if magnitude > LARGEST { LARGEST } else { magnitude };
     // Normal: drop 20 bits of the fraction and take the exponent's bias from 127 to 7.
-    let bits = magnitude.to_bits();
-    let normal = (bits + 0x7_ffff + ((bits >> 20) & 1)).wrapping_sub(120 << 23) >> 20;
+    let bits = held.to_bits();
+    let normal = bits.wrapping_add(0x7_ffff + ((bits >> 20) & 1)).wrapping_sub(120 << 23) >> 20;
     // Subnormal, below 2^-6: steps of 2^-9, rounded by adding 1.5 * 2^23.
     const ROUND: f32 = 12_582_912.0;
-    let subnormal = (magnitude * 512.0 + ROUND).to_bits() & 0xff;
-    sign | if magnitude < 0.015625 { subnormal } else { normal } as u8
+    let subnormal = (held * 512.0 + ROUND).to_bits() & 0xff;
+    let number = if held < 0.015625 { subnormal } else { normal };
+    sign | if magnitude.is_nan() { 0x7f } else { number }
 }
 
 /// The value of a code.
@@ -52,19 +57,68 @@ pub(crate) fn is_nan(code: u8) -> bool {
     code & 0x7f == 0x7f
 }
 
-/// Quantises rows of `width` values group by group: each value's code goes to `code`, in order, and each group's scale
-/// to `scales` `[rows, fp8_groups(width)]`.
-pub(crate) fn quantise_with(values: &[f32], width: usize, scales: &mut [f32], mut code: impl FnMut(usize, u8)) {
-    let groups = values.chunks_exact(width.max(1)).flat_map(|row| row.chunks(FP8_GROUP));
-    let mut index = 0;
-    for (group, scale) in groups.zip(scales) {
-        let largest = group.iter().fold(SMALLEST_MAGNITUDE, |largest, value| largest.max(value.abs()));
-        *scale = largest / LARGEST;
-        for value in group {
-            code(index, encode(value / *scale));
-            index += 1;
+/// A place for a code: the code itself, or the value that it stands for.
+pub(crate) trait Coded: Copy {
+    fn of(code: u32) -> Self;
+}
+
+impl Coded for u8 {
+    #[inline(always)]
+    fn of(code: u32) -> Self {
+        code as u8
+    }
+}
+
+impl Coded for f32 {
+    #[inline(always)]
+    fn of(code: u32) -> Self {
+        decode(code as u8)
+    }
+}
+
+/// Quantises rows of `width` values group by group into `codes`, as long as `values`, and each group's scale into `scales`
+/// `[rows, fp8_groups(width)]`.
+pub(crate) fn quantise<C: Coded>(values: &[f32], width: usize, scales: &mut [f32], codes: &mut [C]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { quantise_avx2(values, width, scales, codes) };
+    }
+    quantise_groups(values, width, scales, codes);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantise_avx2<C: Coded>(values: &[f32], width: usize, scales: &mut [f32], codes: &mut [C]) {
+    quantise_groups(values, width, scales, codes);
+}
+
+#[inline(always)]
+fn quantise_groups<C: Coded>(values: &[f32], width: usize, scales: &mut [f32], codes: &mut [C]) {
+    let width = width.max(1);
+    let rows = values.chunks_exact(width).zip(codes.chunks_exact_mut(width));
+    let groups = rows.flat_map(|(row, codes)| row.chunks(FP8_GROUP).zip(codes.chunks_mut(FP8_GROUP)));
+    for ((group, codes), scale) in groups.zip(scales) {
+        *scale = largest(group) / LARGEST;
+        let scale = *scale;
+        for (to, value) in codes.iter_mut().zip(group) {
+            *to = C::of(code(value / scale));
         }
     }
+}
+
+/// The largest magnitude; NaN counts for nothing.
+#[inline(always)]
+fn largest(group: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (lines, rest) = group.as_chunks::<16>();
+    let mut lanes = [SMALLEST_MAGNITUDE; 16];
+    for line in lines {
+        for (lane, value) in lanes.iter_mut().zip(line) {
+            *lane = larger(*lane, value.abs());
+        }
+    }
+    lanes.into_iter().chain(rest.iter().map(|value| value.abs())).fold(SMALLEST_MAGNITUDE, larger)
 }
 
 /// Quantises rows of `width` values: E4M3 `codes` `[rows, width]` and `scales` `[rows, fp8_groups(width)]`.
@@ -76,7 +130,7 @@ pub fn quantise_rows(values: &[f32], width: usize, codes: &mut [u8], scales: &mu
     check_len("values", values.len(), rows * width)?;
     check_len("codes", codes.len(), values.len())?;
     check_len("scales", scales.len(), rows * fp8_groups(width))?;
-    quantise_with(values, width, scales, |index, code| codes[index] = code);
+    quantise(values, width, scales, codes);
     Ok(())
 }
 
@@ -140,8 +194,11 @@ mod tests {
         ) {
             let width = values.len();
             let values = values.repeat(rows);
-            let (mut codes, mut scales) = (vec![0; values.len()], vec![0.0; rows * fp8_groups(width)]);
-            quantise_with(&values, width, &mut scales, |index, code| codes[index] = code);
+            let (mut codes, mut scales) = (vec![0u8; values.len()], vec![0.0; rows * fp8_groups(width)]);
+            quantise(&values, width, &mut scales, &mut codes);
+            let mut decoded = vec![0.0f32; values.len()];
+            quantise(&values, width, &mut scales, &mut decoded);
+            prop_assert!(codes.iter().zip(&decoded).all(|(code, value)| decode(*code) == *value));
             for (i, value) in values.iter().enumerate() {
                 let scale = scales[i / width * fp8_groups(width) + i % width / FP8_GROUP];
                 let back = decode(codes[i]) * scale;

@@ -187,9 +187,7 @@ impl Rows {
                 Hidden::Plain(values) => {
                     plain.copy_from_slice(values);
                     if dtype.quantises() {
-                        let codes = &mut codes[some];
-                        let keep = |index: usize, code| codes[index] = fp8::decode(code);
-                        fp8::quantise_with(values, hidden, &mut scales[all], keep);
+                        fp8::quantise(values, hidden, &mut scales[all], &mut codes[some]);
                     }
                 }
                 Hidden::Fp8 { codes: arrived, scales: with } => {

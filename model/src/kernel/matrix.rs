@@ -92,8 +92,7 @@ impl QuantiseScratch {
         }
         self.codes.resize(plain.len(), 0.0);
         self.scales.resize(plain.len() / width.max(1) * fp8_groups(width), 0.0);
-        let codes = &mut self.codes;
-        fp8::quantise_with(plain, width, &mut self.scales, |index, code| codes[index] = fp8::decode(code));
+        fp8::quantise(plain, width, &mut self.scales, &mut self.codes);
         Activations { plain, quantised: Some((&self.codes, &self.scales)) }
     }
 }
@@ -239,7 +238,7 @@ mod tests {
         let x = noise(rows * k, 4);
         let (matrix, dequantised) = fp8_matrix(n, k);
         let (mut codes, mut scales) = (vec![0.0; x.len()], vec![0.0; rows * fp8_groups(k)]);
-        fp8::quantise_with(&x, k, &mut scales, |index, code| codes[index] = fp8::decode(code));
+        fp8::quantise(&x, k, &mut scales, &mut codes);
         for cores in all_cores() {
             for (i, found) in apply(&matrix, &cores, &x, true).iter().enumerate() {
                 let (row, col) = (i / n, i % n);

@@ -50,6 +50,9 @@ pub enum TransportError {
          `verbs`"
     )]
     DeviceMemory,
+    /// A GPU refused or failed.
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// The link is closed or was never opened.
     #[error("link {0:?} is not open")]
     NoLink(LinkId),

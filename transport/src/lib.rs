@@ -24,6 +24,7 @@ mod memory;
 mod region;
 mod sync;
 
+pub mod cuda;
 pub mod mem;
 pub mod shm;
 pub mod tcp;

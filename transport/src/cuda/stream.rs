@@ -1,0 +1,149 @@
+//! Work in order on a GPU: copies between spans of memory, and the operations of gates.
+
+use super::{Context, CudaError};
+use crate::{Memory, Region};
+use cudarc::driver::sys::{self, CUdeviceptr, CUresult, CUstream, CUstream_flags, CUstreamBatchMemOpParams};
+use std::fmt;
+use std::ops::Range;
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Some bytes of a region, on a device or of pinned host memory.
+#[derive(Clone, Debug)]
+pub struct Span {
+    region: Region,
+    range: Range<usize>,
+}
+
+impl Span {
+    /// `range` of `region`.
+    ///
+    /// # Errors
+    /// [`CudaError::Invalid`] if it has no such bytes.
+    pub fn new(region: &Region, range: Range<usize>) -> Result<Self, CudaError> {
+        if range.start > range.end || range.end > region.len() {
+            return Err(CudaError::Invalid(format!("{range:?} is outside a region of {} bytes", region.len())));
+        }
+        Ok(Self { region: region.clone(), range })
+    }
+
+    fn address(&self) -> CUdeviceptr {
+        (self.region.base().addr().get() + self.range.start) as CUdeviceptr
+    }
+}
+
+/// A stream of its own, which does not wait for the legacy default stream. Memory that its work refers to is kept until the
+/// work is seen to be over.
+pub struct Stream {
+    context: Arc<Context>,
+    raw: CUstream,
+    /// What work under way refers to. While the stream is captured, what the graph will refer to.
+    held: Mutex<Vec<Arc<dyn Memory>>>,
+}
+
+// SAFETY: a stream may be used from any thread; the driver locks.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({:p}, GPU {})", self.raw, self.context.index())
+    }
+}
+
+impl Stream {
+    /// An idle stream.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        let (mut raw, flags) = (ptr::null_mut(), CUstream_flags::CU_STREAM_NON_BLOCKING as u32);
+        // SAFETY: the pointer is valid; destroyed when this is dropped.
+        context.call("cuStreamCreate", || unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
+        Ok(Self { context: context.clone(), raw, held: Mutex::default() })
+    }
+
+    /// The GPU that it is of.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The driver's own handle, for an engine that puts its kernels on the same stream.
+    pub fn raw(&self) -> CUstream {
+        self.raw
+    }
+
+    /// Copies, behind all that is on the stream.
+    ///
+    /// # Errors
+    /// [`CudaError::Invalid`] if the spans differ in length, or the target may not be written.
+    pub fn copy(&self, from: &Span, to: &Span) -> Result<(), CudaError> {
+        let len = from.range.len();
+        if len != to.range.len() {
+            return Err(CudaError::Invalid(format!("copying {len} bytes to {}", to.range.len())));
+        }
+        if !to.region.writable() {
+            return Err(CudaError::Invalid("copying to memory that may not be written".into()));
+        }
+        self.hold([from.region.memory(), to.region.memory()].into_iter().cloned());
+        // SAFETY: both spans lie in memory that is kept until the copy is over.
+        let copy = || unsafe { sys::cuMemcpyAsync(to.address(), from.address(), len, self.raw) };
+        self.context.call("cuMemcpyAsync", copy)
+    }
+
+    /// Stream memory operations in one batch, which refer to `memory`.
+    pub(super) fn batch(
+        &self,
+        operations: &mut [CUstreamBatchMemOpParams],
+        memory: Arc<dyn Memory>,
+    ) -> Result<(), CudaError> {
+        self.hold([memory]);
+        let (count, first) = (operations.len() as u32, operations.as_mut_ptr());
+        // SAFETY: so many operations, whose addresses lie in memory that is kept until they are over.
+        self.context.call("cuStreamBatchMemOp", || unsafe { sys::cuStreamBatchMemOp_v2(self.raw, count, first, 0) })
+    }
+
+    /// Whether all work on it is over; memory that only its work referred to is let go then.
+    ///
+    /// # Errors
+    /// [`CudaError::Lost`] if the work has failed.
+    pub fn is_idle(&self) -> Result<bool, CudaError> {
+        let mut held = self.held();
+        self.context.enter()?;
+        // SAFETY: the stream is this one's.
+        match unsafe { sys::cuStreamQuery(self.raw) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => {
+                super::driver::check(self.context.index(), "cuStreamQuery", answer)?;
+                held.clear();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Keeps memory until the work that is on the stream now is over.
+    pub(super) fn hold(&self, memory: impl IntoIterator<Item = Arc<dyn Memory>>) {
+        let mut held = self.held();
+        for memory in memory {
+            if !held.iter().any(|known| Arc::ptr_eq(known, &memory)) {
+                held.push(memory);
+            }
+        }
+    }
+
+    pub(super) fn held(&self) -> MutexGuard<'_, Vec<Arc<dyn Memory>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // What is still under way may wait for a gate for ever: it is not waited for, and what it refers to is not freed.
+        if !matches!(self.is_idle(), Ok(true)) {
+            std::mem::forget(std::mem::take(&mut *self.held()));
+        }
+        // SAFETY: created once. Its work goes on.
+        let _ = self.context.call("cuStreamDestroy", || unsafe { sys::cuStreamDestroy_v2(self.raw) });
+    }
+}

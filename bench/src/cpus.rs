@@ -3,6 +3,7 @@
 use crate::BenchError;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The CPUs of the two ends.
 #[derive(Clone, Copy, Debug)]
@@ -82,10 +83,15 @@ pub(crate) fn allowed() -> Vec<usize> {
     (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
 }
 
+/// CPU time of the calling thread.
+pub(crate) fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// CPU time of the calling thread and of all threads of the process that are named `and`.
 pub(crate) fn thread_seconds(and: &str) -> f64 {
-    let own = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let own = own.tv_sec as f64 + own.tv_nsec as f64 / 1e9;
+    let own = thread_time().as_secs_f64();
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let others = tasks.filter_map(|task| {
         let read = |file| std::fs::read_to_string(task.path().join(file)).ok();

@@ -2,7 +2,8 @@
 
 use std::io;
 use stepmesh_mesh::MeshError;
-use stepmesh_mesh::scheduler::OptionsError;
+use stepmesh_mesh::control::ControlError;
+use stepmesh_mesh::scheduler::{OptionsError, ServeError};
 use stepmesh_model::ModelError;
 use stepmesh_pipeline::DaemonError;
 use stepmesh_transport::{Disconnect, PostError, TransportError};
@@ -50,6 +51,12 @@ pub enum BenchError {
     /// There is no such deployment.
     #[error(transparent)]
     Deployment(#[from] OptionsError),
+    /// The scheduler of two processes does not serve.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// It cannot be reached, or refuses.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The two ends did not connect in time.
     #[error("the two ends did not connect within {0} seconds")]
     NotConnected(u64),

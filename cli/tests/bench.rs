@@ -147,6 +147,61 @@ fn model_without_pytorch_says_what_to_install_and_measures_the_rest() {
 }
 
 #[test]
+fn pipeline_measures_two_processes_unless_threads_are_asked_for() {
+    if !has_two_cpus() {
+        return println!("skipped: one CPU");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pipeline.json");
+    for (flag, sides, clock) in
+        [("--runs=1", "processes", "wall"), ("--threads", "threads", "wall"), ("--clock=virtual", "turns", "virtual")]
+    {
+        let point = ["--attention-us", "100", "--ffn-us", "100", "--wire-us", "100"];
+        let json = measure(&[&["pipeline", flag], &point[..]].concat(), &file);
+        let [row] = json["results"].as_array().unwrap().as_slice() else { panic!("{json}") };
+        assert_eq!((row["sides"].as_str(), row["clock"].as_str()), (Some(sides), Some(clock)));
+        assert_eq!(row["ideal_us"].as_f64(), Some(61.0 * 300.0));
+        assert!(row["efficiency"].as_f64().unwrap() > 0.0, "{row}");
+        for side in ["attention", "ffn"] {
+            let cores = row["cores"][side].as_f64();
+            assert_eq!(cores.is_some_and(|cores| cores > 0.0), clock == "wall", "{row}");
+        }
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_refused_before_anything_is_measured() {
+    // Nobody, not even root, creates files there.
+    for arguments in [
+        ["bench", "pushpull", "--json", "/proc/stepmesh.json"],
+        ["bench", "compare", "--json", "/nowhere/at/all.json"],
+        ["bench", "model", "--json", "/proc/stepmesh.json"],
+    ] {
+        let started = std::time::Instant::now();
+        let complaint = common::refuse(2, stepmesh(&arguments));
+        assert!(complaint.contains(arguments[3]), "{complaint}");
+        assert!(started.elapsed() < common::PATIENCE / 10, "{complaint}");
+    }
+}
+
+#[test]
+fn results_of_another_schema_are_refused_by_name_and_leave_no_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, page) = (dir.path().join("old.json"), dir.path().join("page.html"));
+    for (text, what) in [
+        ("not JSON", "is not JSON"),
+        (r#"{"command": "stepmesh bench pushpull", "results": []}"#, "no `machine`"),
+        (r#"{"machine": {}, "command": "x", "results": [{"op": "teleport"}]}"#, "result 0 is of no suite"),
+    ] {
+        std::fs::write(&old, text).unwrap();
+        let arguments = ["bench", "report", old.to_str().unwrap(), "--html", page.to_str().unwrap()];
+        let complaint = common::refuse(2, stepmesh(&arguments));
+        assert!(complaint.contains("old.json") && complaint.contains(what), "{complaint}");
+        assert!(!page.exists());
+    }
+}
+
+#[test]
 fn absurd_sizes_are_refused_before_anything_is_measured() {
     for arguments in [
         ["bench", "compare", "--sizes", "65MiB"],

@@ -1,19 +1,24 @@
 //! The pipeline suite: the executors that the daemons run, with stages that only take their time and a wire that takes
 //! its own, against what the times allow.
 //!
-//! Attention and FFN are two threads with members of their own over a real provider, pinned to two CPUs. A stage sleeps
-//! most of its time and spins the rest; the wire holds arrivals back from when they were posted on, so that it runs while
-//! either side computes. By the virtual clock the same executors run over the simulated network, and software takes no time:
+//! Attention and FFN are two processes (or threads) with members of their own over a real provider, pinned to two CPUs. A
+//! stage sleeps most of its time and spins the rest; the wire holds arrivals back from when they were posted on, so that it
+//! runs while either side computes. By the virtual clock the same executors run over the simulated network, and software takes no time:
 //! what is left is what the schedule makes of the stages.
 
+mod board;
+mod ffn_process;
+mod front;
 mod row;
+mod side;
 mod stages;
 mod threads;
 mod turns;
 mod wire;
 mod world;
 
-pub use row::{Clock, Row, StallShare};
+pub use ffn_process::{FfnProgram, FfnRole, serve};
+pub use row::{Clock, Cores, Row, StallShare};
 
 use crate::progress::{Progress, Watcher, keep, tell};
 use crate::{BenchError, Cpus, Report};
@@ -44,6 +49,8 @@ pub struct Options {
     pub cpus: Cpus,
     /// How the devices are opened.
     pub device: DeviceOptions,
+    /// What runs as the FFN side's process; both sides are threads of this one if there is none.
+    pub ffn: Option<FfnProgram>,
 }
 
 impl Options {
@@ -61,7 +68,16 @@ impl Options {
         points.extend([(200, 272), (272, 200)].map(|(attention, ffn)| point(attention, ffn, 272, 3)));
         points.extend([0, 136, 408, 544].map(|wire| point(272, 272, wire, 3)));
         points.extend([0, 272].map(|wire| point(272, 272, wire, 2)));
-        Self { provider, clock: Clock::Wall, points, runs: 5, tokens: 8, cpus, device: DeviceOptions::default() }
+        Self {
+            provider,
+            clock: Clock::Wall,
+            points,
+            runs: 5,
+            tokens: 8,
+            cpus,
+            device: DeviceOptions::default(),
+            ffn: None,
+        }
     }
 
     /// By the virtual clock: always the same, so once is enough, and nothing of it is this machine's.

@@ -27,11 +27,22 @@ pub struct StallShare {
     pub ffn: f64,
 }
 
+/// Cores that a side used: CPU time by time. Stages sleep most of theirs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cores {
+    /// Of the attention side.
+    pub attention: f64,
+    /// Of the FFN side.
+    pub ffn: f64,
+}
+
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// What it was measured by.
     pub clock: Clock,
+    /// What the two sides are: `processes`, `threads`, or `turns` of one thread.
+    pub sides: &'static str,
     /// Over what.
     pub provider: &'static str,
     /// What the attention stage takes.
@@ -60,6 +71,8 @@ pub struct Row {
     pub bound: &'static str,
     /// Of the median run.
     pub stall_share: StallShare,
+    /// Of the median run; by the virtual clock there is none.
+    pub cores: Option<Cores>,
 }
 
 /// Runs a point so often.
@@ -75,9 +88,14 @@ pub(super) fn take(
     runs.sort_by_key(|run| run.token);
     let median = &runs[runs.len() / 2];
     let (tpot_us, ideal_us) = (us(median.token), us(stages.ideal()));
-    let [attention, ffn] = median.stalled;
+    let ([attention, ffn], cores) = (median.stalled, median.cores);
     Ok(Row {
         clock: options.clock,
+        sides: match (options.clock, &options.ffn) {
+            (Clock::Virtual, _) => "turns",
+            (Clock::Wall, Some(_)) => "processes",
+            (Clock::Wall, None) => "threads",
+        },
         provider: options.provider.name(),
         attention_us: us(stages.attention),
         ffn_us: us(stages.ffn),
@@ -96,6 +114,7 @@ pub(super) fn take(
             Bound::Wire => "wire",
         },
         stall_share: StallShare { attention, ffn },
+        cores: (options.clock == Clock::Wall).then_some(Cores { attention: cores[0], ffn: cores[1] }),
     })
 }
 
@@ -106,7 +125,7 @@ fn us(time: Duration) -> f64 {
 impl Row {
     /// The head of the table that rows are lines of.
     pub const HEAD: &'static str = "M  attention µs    FFN µs   wire µs    TPOT µs   ideal µs  predicted  efficiency  \
-                                    stalled: attention    FFN  bound";
+                                    stalled: attention    FFN  cores: attention   FFN  bound";
 }
 
 /// A line of the table.
@@ -116,10 +135,14 @@ impl fmt::Display for Row {
         write!(
             f,
             "{microbatches}  {attention_us:>12.0} {ffn_us:>9.0} {wire_us:>9.0} {tpot_us:>10.0} {ideal_us:>10.0} \
-             {predicted_us:>10.0}  {:>10.4}  {:>16.1} % {:>4.1} %  {}",
+             {predicted_us:>10.0}  {:>10.4}  {:>16.1} % {:>4.1} %  {}  {}",
             self.efficiency,
             self.stall_share.attention * 100.0,
             self.stall_share.ffn * 100.0,
+            match self.cores {
+                Some(Cores { attention, ffn }) => format!("{attention:>16.2} {ffn:>5.2}"),
+                None => format!("{:>16} {:>5}", "-", "-"),
+            },
             self.bound
         )
     }

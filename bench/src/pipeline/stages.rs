@@ -1,8 +1,9 @@
 //! Stages that compute nothing and take a given time, the machine's or a virtual one: what they would send has one row and
 //! is of no value.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::board::Board;
+use crate::cpus::thread_time;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use stepmesh_model::{AttentionStage, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, ModelError, Row, Shard};
 use stepmesh_transport::Clock;
@@ -21,30 +22,36 @@ pub(super) fn config(layers: u32) -> Result<ModelConfig, ModelError> {
     ModelConfig::from_json(&json, "the synthetic model")
 }
 
-/// What a stage takes, and has taken.
+/// What a side's stage takes, and has taken.
 #[derive(Clone)]
 pub(super) struct Pace {
     clock: Clock,
-    nanoseconds: Arc<AtomicU64>,
-    busy_ns: Arc<AtomicU64>,
+    board: Board,
+    end: usize,
 }
 
 impl Pace {
-    pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, nanoseconds: Arc::default(), busy_ns: Arc::default() }
+    /// Of end 0, attention, or 1, FFN.
+    pub(super) fn new(clock: Clock, board: Board, end: usize) -> Self {
+        Self { clock, board, end }
     }
 
     pub(super) fn set(&self, time: Duration) {
-        self.nanoseconds.store(time.as_nanos() as u64, Ordering::Relaxed);
+        self.board.stage_ns[self.end].store(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Time spent computing so far.
     pub(super) fn busy(&self) -> Duration {
-        Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed))
+        Duration::from_nanos(self.board.busy_ns[self.end].load(Ordering::Relaxed))
+    }
+
+    /// CPU time that the stage's thread had used when the stage was last at its end.
+    pub(super) fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.board.cpu_ns[self.end].load(Ordering::Relaxed))
     }
 
     fn spend(&self) {
-        let time = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed));
+        let time = Duration::from_nanos(self.board.stage_ns[self.end].load(Ordering::Relaxed));
         if time.is_zero() {
             return;
         }
@@ -59,7 +66,8 @@ impl Pace {
             std::hint::spin_loop();
             spent = self.clock.now() - start;
         }
-        self.busy_ns.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+        self.board.busy_ns[self.end].fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+        self.board.cpu_ns[self.end].store(thread_time().as_nanos() as u64, Ordering::Relaxed);
     }
 }
 

@@ -10,8 +10,6 @@ use stepmesh_pipeline::{AttentionExecutor, FfnExecutor};
 
 /// How long a wait may keep a thread from seeing that it is to end.
 const NAP: Duration = Duration::from_millis(10);
-/// How often it is looked whether the threads still run.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// Both sides at work until dropped.
 pub(super) struct Threads {
@@ -20,15 +18,18 @@ pub(super) struct Threads {
 }
 
 impl Threads {
+    /// The FFN side is in another process where `serves` is none.
     pub(super) fn start(
         cpus: Cpus,
         mut attends: AttentionExecutor,
-        mut serves: FfnExecutor,
+        serves: Option<FfnExecutor>,
     ) -> Result<Self, BenchError> {
         let [first, second] = cpus.list();
         let mut threads = Self { stop: Arc::default(), threads: Vec::new() };
         threads.spawn(first, move || Ok(attends.run_once(NAP).map(drop)?))?;
-        threads.spawn(second, move || Ok(serves.run_once(NAP)?))?;
+        if let Some(mut serves) = serves {
+            threads.spawn(second, move || Ok(serves.run_once(NAP)?))?;
+        }
         Ok(threads)
     }
 
@@ -51,9 +52,8 @@ impl Threads {
         Ok(())
     }
 
-    /// Leaves them alone for a moment; an error if one has ended.
-    pub(super) fn go_on(&self) -> Result<(), BenchError> {
-        std::thread::sleep(LOOK);
+    /// An error if one has ended.
+    pub(super) fn look(&self) -> Result<(), BenchError> {
         if self.threads.iter().any(JoinHandle::is_finished) { Err(BenchError::Thread) } else { Ok(()) }
     }
 }

@@ -1,55 +1,45 @@
 //! A wire that takes its time: what one end posts, the other end is told of so much later, whenever it looks.
 
+use super::board::{Board, Way};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use stepmesh_transport::{
     Access, Clock, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Op, Placement, PostError, Properties,
     Region, RemoteRegion, TransportError, Waker, Work,
 };
 
-/// One direction between two ends with one link of one lane: when each immediate was posted, in order, by the clock of its
-/// sender.
-#[derive(Default)]
-struct Way {
-    posted_ns: Mutex<VecDeque<u64>>,
-    latency_ns: AtomicU64,
-}
-
-impl Way {
-    fn with<T>(&self, change: impl FnOnce(&mut VecDeque<u64>) -> T) -> T {
-        change(&mut self.posted_ns.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// Both directions.
-#[derive(Clone, Default)]
-pub(super) struct Wire([Arc<Way>; 2]);
+#[derive(Clone)]
+pub(super) struct Wire(Board);
 
 impl Wire {
+    pub(super) fn new(board: Board) -> Self {
+        Self(board)
+    }
+
     /// From now on both directions together take `round`.
     pub(super) fn set(&self, round: Duration) {
-        self.0.iter().for_each(|way| way.latency_ns.store((round / 2).as_nanos() as u64, Ordering::Relaxed));
+        self.0.ways.iter().for_each(|way| way.latency_ns.store((round / 2).as_nanos() as u64, Ordering::Relaxed));
     }
 
     /// A device at one of the two ends, which goes by a clock of its own.
     pub(super) fn between(&self, device: Arc<dyn Device>, end: usize, clock: Clock) -> Arc<dyn Device> {
-        Arc::new(WiredDevice { inner: device, out: self.0[end].clone(), into: self.0[1 - end].clone(), clock })
+        Arc::new(WiredDevice { inner: device, board: self.0.clone(), end, clock })
     }
 
     /// When the first arrives of what an end has not seen, if anything is on its way.
     pub(super) fn next_arrival_ns(&self, end: usize) -> Option<u64> {
-        let way = &self.0[1 - end];
-        let posted_ns = way.with(|posted_ns| posted_ns.front().copied())?;
-        Some(posted_ns + way.latency_ns.load(Ordering::Relaxed))
+        let way = &self.0.ways[1 - end];
+        Some(way.oldest_ns()? + way.latency_ns.load(Ordering::Relaxed))
     }
 }
 
 struct WiredDevice {
     inner: Arc<dyn Device>,
-    out: Arc<Way>,
-    into: Arc<Way>,
+    board: Board,
+    end: usize,
     clock: Clock,
 }
 
@@ -65,8 +55,8 @@ impl Device for WiredDevice {
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError> {
         Ok(Box::new(WiredEndpoint {
             inner: self.inner.endpoint()?,
-            out: self.out.clone(),
-            into: self.into.clone(),
+            board: self.board.clone(),
+            end: self.end,
             clock: self.clock.clone(),
             seen: Vec::with_capacity(64),
             here: VecDeque::with_capacity(64),
@@ -76,8 +66,8 @@ impl Device for WiredDevice {
 
 struct WiredEndpoint {
     inner: Box<dyn Endpoint>,
-    out: Arc<Way>,
-    into: Arc<Way>,
+    board: Board,
+    end: usize,
     clock: Clock,
     seen: Vec<Completion>,
     /// What is here but not yet to be seen.
@@ -85,13 +75,21 @@ struct WiredEndpoint {
 }
 
 impl WiredEndpoint {
+    fn outgoing(&self) -> &Way {
+        &self.board.ways[self.end]
+    }
+
+    fn incoming(&self) -> &Way {
+        &self.board.ways[1 - self.end]
+    }
+
     /// When the oldest of what is here may be seen: an immediate when it has been under way for long enough, anything else
     /// at once.
     fn due_ns(&self) -> Option<u64> {
         match self.here.front()? {
             Completion::Immediate { .. } => {
-                let posted_ns = self.into.with(|posted_ns| posted_ns.front().copied()).unwrap_or_default();
-                Some(posted_ns + self.into.latency_ns.load(Ordering::Relaxed))
+                let posted_ns = self.incoming().oldest_ns().unwrap_or_default();
+                Some(posted_ns + self.incoming().latency_ns.load(Ordering::Relaxed))
             }
             _ => Some(0),
         }
@@ -127,11 +125,14 @@ impl Endpoint for WiredEndpoint {
     fn post(&mut self, link: LinkId, lane: u8, chain: &[Work<'_>]) -> Result<(), PostError> {
         let immediates = chain.iter().filter(|work| matches!(work.op, Op::WriteImmediate { .. })).count();
         // Before it is posted, for the peer may be quick.
-        let now_ns = self.clock.now_ns();
-        self.out.with(|posted_ns| posted_ns.extend(std::iter::repeat_n(now_ns, immediates)));
-        self.inner.post(link, lane, chain).inspect_err(|_| {
-            self.out.with(|posted_ns| posted_ns.truncate(posted_ns.len() - immediates));
-        })
+        if !self.outgoing().post(immediates, self.clock.now_ns()) {
+            return Err(PostError::WouldBlock);
+        }
+        let posted = self.inner.post(link, lane, chain);
+        if posted.is_err() {
+            self.outgoing().take_back(immediates);
+        }
+        posted
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
@@ -142,7 +143,7 @@ impl Endpoint for WiredEndpoint {
             && let Some(completion) = self.here.pop_front()
         {
             if matches!(completion, Completion::Immediate { .. }) {
-                self.into.with(VecDeque::pop_front);
+                self.incoming().take();
             }
             completions.push(completion);
         }

@@ -1,48 +1,49 @@
-//! A deployment of one attention and one FFN executor, and sequences through it. The two run each on a thread of its own by
-//! the machine's clock, or in turn by clocks of their own over the simulated network.
+//! A deployment of one attention and one FFN executor, and sequences through it. The two run in processes or on threads of
+//! their own by the machine's clock, or in turn by clocks of their own over the simulated network.
 
 use super::Options;
-use super::stages::{Pace, SyntheticAttention, SyntheticFfn, config};
+use super::board::Board;
+use super::ffn_process::{FfnProcess, FfnProgram};
+use super::front::{Front, News, Remote};
+use super::side::{self, Parts, Shape};
+use super::stages::Pace;
 use super::threads::Threads;
 use super::turns::Turns;
 use super::wire::Wire;
 use crate::BenchError;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stepmesh_mesh::control::{LocalControl, LocalScheduler};
+use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalScheduler};
 use stepmesh_mesh::scheduler::SchedulerOptions;
-use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, Policy};
-use stepmesh_model::{Dtype, ModelConfig};
-use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Stages, slot_layout, workload};
+use stepmesh_pipeline::Stages;
 use stepmesh_proto::control::GenerateRequest;
-use stepmesh_proto::control::sequence_event::Body;
+use stepmesh_transport::Clock;
 use stepmesh_transport::mem::{Fabric, FabricOptions};
-use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint};
 
-/// Longer than an end ever spins: it has its CPU to itself.
-const SPIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether the threads still run.
+const LOOK: Duration = Duration::from_millis(2);
 /// A step of the virtual clocks while the members join.
 const TICK: Duration = Duration::from_millis(1);
 /// Beyond the time that a run should take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Tokens of each sequence before those that are timed: the pipeline fills.
 const WARM_UP: u32 = 2;
-/// Room for the longest run.
-const KV_TOKENS: usize = 64 * 1024;
 
 pub(super) struct World {
-    scheduler: LocalScheduler,
+    drive: Drive,
     wire: Wire,
     attention: Pace,
     ffn: Pace,
     /// The attention side's.
     clock: Clock,
-    drive: Drive,
+    /// Last: members that leave tell it so.
+    front: Front,
 }
 
 /// Who runs the executors.
 enum Drive {
     Threads(Threads),
+    /// Attention on a thread of this process, FFN in another.
+    Processes(Threads, FfnProcess),
     Turns(Box<Turns>),
 }
 
@@ -52,58 +53,80 @@ pub(super) struct Run {
     pub(super) token: Duration,
     /// Shares of the time in which the two sides did not compute.
     pub(super) stalled: [f64; 2],
+    /// Cores that the two sides used: CPU time by time.
+    pub(super) cores: [f64; 2],
 }
 
-type Parts = (MemberOptions, Arc<dyn Device>, Box<dyn Endpoint>, Box<LocalControl>);
+/// How far the two sides are.
+#[derive(Clone, Copy)]
+struct Reached {
+    at: Instant,
+    busy: [Duration; 2],
+    cpu: [Duration; 2],
+}
 
 impl World {
-    /// Joins both sides and sets their threads going.
+    /// Joins both sides and sets them going.
     pub(super) fn start(options: &Options, layers: u32, microbatches: u16) -> Result<Self, BenchError> {
-        let config = config(layers)?;
+        let shape = Shape { layers, microbatches };
+        match (&options.ffn, options.clock) {
+            (Some(program), super::Clock::Wall) => Self::of_processes(options, program, shape),
+            _ => Self::of_threads(options, shape),
+        }
+    }
+
+    /// Two processes, and a scheduler that they reach over loopback.
+    fn of_processes(options: &Options, program: &FfnProgram, shape: Shape) -> Result<Self, BenchError> {
+        let (board, clock) = (Board::new()?, Clock::system());
+        let wire = Wire::new(board.clone());
+        let (remote, url) = Remote::start()?;
+        let [_, cpu] = options.cpus.list();
+        let mut process = FfnProcess::start(program, &board, &url, options.provider, shape, cpu)?;
+        let device = wire.between(side::open(options.provider, &options.device)?, 0, clock.clone());
+        let endpoint = device.endpoint()?;
+        let waker = endpoint.waker();
+        let control = GrpcControl::connect(ConnectOptions::new(url.as_str()), Box::new(move || waker.wake()))?;
+        let attention = Pace::new(clock.clone(), board.clone(), 0);
+        let parts = (device, endpoint, Box::new(control) as Box<dyn Control>);
+        let mut attends = side::attention(parts, shape, attention.clone(), clock.clone())?;
+        let deadline = Instant::now() + PATIENCE;
+        while !(attends.mesh().is_linked() && attends.mesh().is_complete()) {
+            attends.poll()?;
+            process.look()?;
+            if Instant::now() > deadline {
+                return Err(BenchError::NotConnected(PATIENCE.as_secs()));
+            }
+            std::thread::sleep(TICK);
+        }
+        let threads = Threads::start(options.cpus, attends, None)?;
+        let ffn = Pace::new(clock.clone(), board, 1);
+        let drive = Drive::Processes(threads, process);
+        Ok(Self { front: Front::Remote(remote), wire, attention, ffn, clock, drive })
+    }
+
+    /// Two threads, or both sides in turn, and the scheduler as a value.
+    fn of_threads(options: &Options, shape: Shape) -> Result<Self, BenchError> {
         let scheduler = LocalScheduler::new(SchedulerOptions::new(1, 1))?;
         let fabric = (options.clock == super::Clock::Virtual).then(|| {
             let now = Duration::ZERO..Duration::ZERO;
             Fabric::new(FabricOptions { latency: now, maps_peer_memory: true, ..FabricOptions::default() })
         });
         let clocks = [(); 2].map(|()| if fabric.is_some() { Clock::manual() } else { Clock::system() });
-        let wire = Wire::default();
+        let board = Board::new()?;
+        let wire = Wire::new(board.clone());
         let parts = |end: usize| -> Result<Parts, BenchError> {
             let device = match &fabric {
                 Some(fabric) => fabric.device(["attention", "ffn"][end]),
-                None => {
-                    let spinning = DeviceOptions { spin: SPIN, ..options.device.clone() };
-                    stepmesh_transport::open(options.provider, &spinning)?
-                }
+                None => side::open(options.provider, &options.device)?,
             };
             let device = wire.between(device, end, clocks[end].clone());
             let endpoint = device.endpoint()?;
             let control = Box::new(scheduler.session(endpoint.waker()));
-            let layout = slot_layout(&config, stepmesh_pipeline::Wire::of(Dtype::F32), microbatches, 1)?;
-            Ok((
-                MemberOptions::new(layout, workload(&config, Dtype::F32, stepmesh_pipeline::Wire::of(Dtype::F32), 1)),
-                device,
-                endpoint,
-                control,
-            ))
+            Ok((device, endpoint, control))
         };
-        let [attention, ffn] = clocks.each_ref().map(|clock| Pace::new(clock.clone()));
-        let (member, device, endpoint, control) = parts(0)?;
-        let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, clocks[0].clone())?;
-        let stage = Box::new(SyntheticAttention { config: config.clone(), pace: attention.clone() });
-        let queue = usize::from(microbatches);
-        let mut attends = AttentionExecutor::new(
-            mesh,
-            stage,
-            stepmesh_pipeline::Wire::of(Dtype::F32),
-            KV_TOKENS,
-            microbatches,
-            1,
-            queue,
-        )?;
-        let (member, device, endpoint, control) = parts(1)?;
-        let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, clocks[1].clone())?;
-        let stage = Box::new(SyntheticFfn { config: ModelConfig::clone(&config), pace: ffn.clone() });
-        let mut serves = FfnExecutor::new(mesh, stage, stepmesh_pipeline::Wire::of(Dtype::F32), Policy::All);
+        let [attention, ffn] = [0, 1].map(|end: usize| Pace::new(clocks[end].clone(), board.clone(), end));
+        let mut attends = side::attention(parts(0)?, shape, attention.clone(), clocks[0].clone())?;
+        let mut serves = side::ffn(parts(1)?, shape, ffn.clone(), clocks[1].clone())?;
         let deadline = Instant::now() + PATIENCE;
         while !(attends.mesh().is_linked() && attends.mesh().is_complete() && serves.mesh().is_complete()) {
             attends.poll()?;
@@ -119,9 +142,9 @@ impl World {
         let clock = clocks[0].clone();
         let drive = match fabric {
             Some(fabric) => Drive::Turns(Box::new(Turns { fabric, wire: wire.clone(), clocks, attends, serves })),
-            None => Drive::Threads(Threads::start(options.cpus, attends, serves)?),
+            None => Drive::Threads(Threads::start(options.cpus, attends, Some(serves))?),
         };
-        Ok(Self { scheduler, wire, attention, ffn, clock, drive })
+        Ok(Self { front: Front::Local(scheduler), wire, attention, ffn, clock, drive })
     }
 
     /// Decodes a sequence in every microbatch, all at the same pace; the mean time of the tokens behind the first few.
@@ -133,54 +156,68 @@ impl World {
         let deadline = Instant::now() + stages.ideal() * max_new_tokens * 2 + PATIENCE;
         for _ in 0..stages.microbatches {
             let request = GenerateRequest { prompt: vec![0], max_new_tokens, ignore_eos: true, ..Default::default() };
-            self.scheduler.generate(request).map_err(|refusal| BenchError::Sequence(refusal.to_string()))?;
+            self.front.generate(request)?;
         }
         let mut counts = std::collections::BTreeMap::new();
         let (mut elapsed, mut timed, mut open) = (Duration::ZERO, 0, usize::from(stages.microbatches));
-        let mut begin = None;
-        let mut end = None;
+        let (mut begin, mut end) = (None, None);
         while open > 0 {
-            let Some((sequence, event)) = self.scheduler.next_sequence_event() else {
+            let Some((sequence, news)) = self.front.next()? else {
                 if Instant::now() > deadline {
                     return Err(BenchError::Sequence("nothing came in time".into()));
                 }
                 self.drive.go_on()?;
                 continue;
             };
-            match event {
-                Body::Token(token) => {
+            match news {
+                News::Token(since) => {
                     let count = counts.entry(sequence).or_insert(0);
                     *count += 1;
-                    let now = (self.clock.now(), self.attention.busy(), self.ffn.busy());
+                    let now = self.reached();
                     if *count > WARM_UP {
-                        elapsed += Duration::from_nanos(token.elapsed_ns);
+                        elapsed += since;
                         timed += 1;
                         end = Some(now);
                     } else if *count == WARM_UP {
                         begin = Some(now);
                     }
                 }
-                Body::Scores(_) => {}
-                Body::Finished(_) => open -= 1,
-                Body::Failed(failed) => return Err(BenchError::Sequence(failed.message)),
+                News::Other => {}
+                News::Finished => open -= 1,
+                News::Failed(message) => return Err(BenchError::Sequence(message)),
             }
         }
-        let stalled = match (begin, end) {
-            (Some((begin, a0, f0)), Some((end, a1, f1))) => {
-                let share = |busy: Duration| (1.0 - busy.as_secs_f64() / (end - begin).as_secs_f64()).clamp(0.0, 1.0);
-                [share(a1 - a0), share(f1 - f0)]
-            }
-            _ => [0.0; 2],
+        let (Some(begin), Some(end)) = (begin, end) else {
+            return Err(BenchError::Sequence("a sequence was shorter than asked for".into()));
         };
-        Ok(Run { token: elapsed / timed.max(1), stalled })
+        Ok(Run {
+            token: elapsed / timed.max(1),
+            stalled: shares(end.at - begin.at, begin.busy, end.busy).map(|share| (1.0 - share).clamp(0.0, 1.0)),
+            cores: shares(end.at - begin.at, begin.cpu, end.cpu),
+        })
     }
+
+    fn reached(&self) -> Reached {
+        let sides = [&self.attention, &self.ffn];
+        Reached { at: self.clock.now(), busy: sides.map(Pace::busy), cpu: sides.map(Pace::cpu) }
+    }
+}
+
+/// What came to the two sides, as shares of a time.
+fn shares(time: Duration, before: [Duration; 2], after: [Duration; 2]) -> [f64; 2] {
+    [0, 1].map(|side: usize| (after[side] - before[side]).as_secs_f64() / time.as_secs_f64())
 }
 
 impl Drive {
     /// Lets the executors go on, for a while.
     fn go_on(&mut self) -> Result<(), BenchError> {
         match self {
-            Self::Threads(threads) => threads.go_on(),
+            Self::Threads(threads) => {
+                std::thread::sleep(LOOK);
+                threads.look()
+            }
+            // News are waited for where they come in.
+            Self::Processes(threads, process) => threads.look().and_then(|()| process.look()),
             Self::Turns(turns) => turns.go_on(),
         }
     }

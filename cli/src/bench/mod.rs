@@ -4,6 +4,7 @@ mod common;
 mod compare;
 mod model;
 mod pipeline;
+mod pipeline_ffn;
 mod pushpull;
 mod report;
 mod scaling;
@@ -29,6 +30,8 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:  stepmesh bench pipeline --json pipeline.json\n\
                                   \x20          stepmesh bench pipeline --attention-us 250 --ffn-us 250 --wire-us 272")]
     Pipeline(pipeline::PipelineArguments),
+    #[command(hide = true)]
+    PipelineFfn(pipeline_ffn::PipelineFfnArguments),
     /// What a transfer costs as a deployment grows from 1A1F to 16A16F
     #[command(after_help = "Example:  stepmesh bench scaling --json scaling.json")]
     Scaling(scaling::ScalingArguments),
@@ -52,6 +55,7 @@ pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
         BenchCommand::Transport(arguments) => transport::run(&arguments),
         BenchCommand::Pushpull(arguments) => pushpull::run(&arguments),
         BenchCommand::Pipeline(arguments) => pipeline::run(&arguments),
+        BenchCommand::PipelineFfn(arguments) => pipeline_ffn::run(&arguments),
         BenchCommand::Scaling(arguments) => scaling::run(&arguments),
         BenchCommand::Compare(arguments) => compare::run(&arguments),
         BenchCommand::Model(arguments) => model::run(&arguments),

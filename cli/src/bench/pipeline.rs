@@ -1,4 +1,4 @@
-//! `stepmesh bench pipeline`: the three-stage executor with synthetic stages against what their times allow.
+//! `stepmesh bench pipeline`: the three-stage executors with synthetic stages against what their times allow.
 
 use super::common::{Common, Session};
 use super::screen::Screen;
@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::settings::Transport;
 use clap::ValueEnum;
 use std::time::Duration;
-use stepmesh_bench::pipeline::{LAYERS, Options, Row, STAGE, run as measure};
+use stepmesh_bench::pipeline::{FfnProgram, LAYERS, Options, Row, STAGE, run as measure};
 use stepmesh_pipeline::Stages;
 
 /// What is measured.
@@ -34,6 +34,9 @@ pub(crate) struct PipelineArguments {
     /// How often each point is run; the median counts [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: Option<u16>,
+    /// The two sides as threads of this process instead of two processes
+    #[arg(long)]
+    threads: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -47,8 +50,10 @@ enum Clocks {
 pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     let session = Session::open(&arguments.common)?;
     let mut options = Options::new(arguments.provider.into(), session.cpus);
-    if arguments.clock == Clocks::Virtual {
-        options.by_virtual_clock();
+    match arguments.clock {
+        Clocks::Virtual => options.by_virtual_clock(),
+        Clocks::Wall if arguments.threads => {}
+        Clocks::Wall => options.ffn = Some(ffn_program()),
     }
     if arguments.common.quick {
         options.quick();
@@ -74,4 +79,12 @@ pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     screen.line(&Row::HEAD);
     let outcome = measure(&options, &mut report, &mut |progress| session.follow(&mut screen, progress));
     session.close(&report, outcome, screen.finish())
+}
+
+/// This program, in the FFN side's role; it ends with this process.
+fn ffn_program() -> FfnProgram {
+    let program = crate::program::path();
+    let own = std::process::id().to_string();
+    let arguments = ["--supervised-by", &own, "bench", "pipeline-ffn"].map(Into::into).to_vec();
+    FfnProgram { program, arguments }
 }

@@ -137,7 +137,7 @@ impl Network {
 
     /// A half has introduced itself to another one.
     fn greeted(&mut self, at: Instant, from: HalfId, to: HalfId, spec: &LinkSpec) {
-        if !self.stations.get(&to.endpoint).is_some_and(|station| station.alive) {
+        if !self.stations.get(to.endpoint).is_some_and(|station| station.alive) {
             return;
         }
         let objection = match self.half(to) {
@@ -216,8 +216,8 @@ impl Network {
     /// Forgets a half: its grants are withdrawn, and its peer learns of it after all that was sent before.
     pub(super) fn close(&mut self, id: HalfId) {
         let now = self.clock.now();
-        let Some(station) = self.stations.get_mut(&id.endpoint) else { return };
-        let Some(half) = station.halves.remove(&id.link) else { return };
+        let Some(station) = self.stations.get_mut(id.endpoint) else { return };
+        let Some(half) = station.halves.remove(id.link.0) else { return };
         station.completed.retain(|completion| link_of(completion) != id.link);
         if let Some(deadline) = half.deadline {
             self.cancel(deadline);

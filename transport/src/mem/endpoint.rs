@@ -89,11 +89,9 @@ impl Endpoint for MemEndpoint {
         let (now, range) = (network.clock.now(), network.options.lane_skew.clone());
         let skews: Vec<_> = (0..spec.lanes).map(|_| network.draw(range.clone())).collect();
         let fabric = network.id;
-        let station = network.stations.get_mut(&self.station).filter(|station| station.alive);
+        let station = network.stations.get_mut(self.station).filter(|station| station.alive);
         let station = station.ok_or_else(|| TransportError::invalid("the device was killed: make a new endpoint"))?;
-        let link = LinkId(station.next_link);
-        station.next_link += 1;
-        station.halves.insert(link, Half::new(spec, skews.into_iter(), now));
+        let link = LinkId(station.halves.add(Half::new(spec, skews.into_iter(), now)));
         Ok((link, descriptor::encode_half(fabric, self.id(link))))
     }
 
@@ -185,7 +183,7 @@ impl Endpoint for MemEndpoint {
     fn poll(&mut self, completions: &mut Vec<Completion>) -> Result<usize, TransportError> {
         let mut network = self.fabric.network();
         network.run();
-        let Some(station) = network.stations.get_mut(&self.station) else { return Ok(0) };
+        let Some(station) = network.stations.get_mut(self.station) else { return Ok(0) };
         let count = station.completed.len().min(POLL_BATCH);
         completions.extend(station.completed.drain(..count));
         Ok(count)
@@ -204,11 +202,12 @@ impl Endpoint for MemEndpoint {
 impl Drop for MemEndpoint {
     fn drop(&mut self) {
         let mut network = self.fabric.network();
-        let links = network.stations.get(&self.station).map(|station| station.halves.keys().copied().collect());
+        let links =
+            network.stations.get(self.station).map(|station| station.halves.iter().map(|(link, _)| link).collect());
         for link in Option::<Vec<_>>::unwrap_or_default(links) {
-            network.close(self.id(link));
+            network.close(self.id(LinkId(link)));
         }
-        network.stations.remove(&self.station);
+        network.stations.remove(self.station);
     }
 }
 

@@ -34,6 +34,7 @@ pub mod fuzzing;
 mod link;
 mod memory;
 mod network;
+mod numbered;
 
 pub use fault::{Fault, FaultPlan};
 

@@ -2,6 +2,7 @@
 
 use super::delivery::{Answer, Body};
 use super::link::{Half, HalfId, State};
+use super::numbered::Numbered;
 use super::{FabricOptions, Fault, FaultPlan};
 use crate::{Clock, Completion, Disconnect, LinkId};
 use rand::rngs::SmallRng;
@@ -30,8 +31,8 @@ pub(super) enum Event {
 pub(super) struct Station {
     pub(super) device: Arc<str>,
     pub(super) alive: bool,
-    pub(super) halves: BTreeMap<LinkId, Half>,
-    pub(super) next_link: u32,
+    /// By the numbers of their links.
+    pub(super) halves: Numbered<Half>,
     pub(super) completed: VecDeque<Completion>,
 }
 
@@ -55,10 +56,10 @@ pub(super) struct Network {
     pub(super) clock: Clock,
     /// Tells this fabric's descriptors from another's.
     pub(super) id: u64,
-    pub(super) stations: BTreeMap<u32, Station>,
-    next_station: u32,
+    pub(super) stations: Numbered<Station>,
     random: SmallRng,
-    queue: BTreeMap<EventKey, Event>,
+    /// In the order of their keys. Most events are scheduled behind all others.
+    queue: VecDeque<(EventKey, Event)>,
     next_event: u64,
     /// When each device has sent what it was given, at its bandwidth.
     sending: BTreeMap<Arc<str>, Instant>,
@@ -74,9 +75,8 @@ impl Network {
             options,
             clock: Clock::manual(),
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            stations: BTreeMap::new(),
-            next_station: 0,
-            queue: BTreeMap::new(),
+            stations: Numbered::default(),
+            queue: VecDeque::new(),
             next_event: 0,
             sending: BTreeMap::new(),
             holds: Vec::new(),
@@ -85,20 +85,15 @@ impl Network {
     }
 
     pub(super) fn add_station(&mut self, device: Arc<str>) -> u32 {
-        let id = self.next_station;
-        self.next_station += 1;
-        let station =
-            Station { device, alive: true, halves: BTreeMap::new(), next_link: 0, completed: VecDeque::new() };
-        self.stations.insert(id, station);
-        id
+        self.stations.add(Station { device, alive: true, halves: Numbered::default(), completed: VecDeque::new() })
     }
 
     pub(super) fn half(&mut self, id: HalfId) -> Option<&mut Half> {
-        self.stations.get_mut(&id.endpoint)?.halves.get_mut(&id.link)
+        self.stations.get_mut(id.endpoint)?.halves.get_mut(id.link.0)
     }
 
     pub(super) fn complete(&mut self, endpoint: u32, completion: Completion) {
-        if let Some(station) = self.stations.get_mut(&endpoint) {
+        if let Some(station) = self.stations.get_mut(endpoint) {
             station.completed.push_back(completion);
         }
     }
@@ -106,17 +101,14 @@ impl Network {
     // Time.
 
     pub(super) fn next_event(&self) -> Option<Instant> {
-        self.queue.first_key_value().map(|((at, _), _)| *at)
+        self.queue.front().map(|((at, _), _)| *at)
     }
 
     /// Lets everything happen that is due, each event at its own time.
     pub(super) fn run(&mut self) {
         let now = self.clock.now();
-        while let Some(entry) = self.queue.first_entry() {
-            if entry.key().0 > now {
-                return;
-            }
-            let ((at, _), event) = entry.remove_entry();
+        while self.next_event().is_some_and(|at| at <= now) {
+            let Some(((at, _), event)) = self.queue.pop_front() else { return };
             match event {
                 Event::Arrival { from, to, body } => self.deliver(at, from, to, body),
                 Event::Deadline(half) => self.give_up(half),
@@ -129,12 +121,19 @@ impl Network {
     pub(super) fn schedule(&mut self, at: Instant, event: Event) -> EventKey {
         let key = (at, self.next_event);
         self.next_event += 1;
-        self.queue.insert(key, event);
+        let place = if self.queue.back().is_none_or(|(last, _)| *last < key) {
+            self.queue.len()
+        } else {
+            self.queue.partition_point(|(other, _)| *other < key)
+        };
+        self.queue.insert(place, (key, event));
         key
     }
 
     pub(super) fn cancel(&mut self, key: EventKey) {
-        self.queue.remove(&key);
+        if let Ok(place) = self.queue.binary_search_by_key(&key, |(key, _)| *key) {
+            self.queue.remove(place);
+        }
     }
 
     pub(super) fn draw(&mut self, range: Range<Duration>) -> Duration {
@@ -198,6 +197,9 @@ impl Network {
     /// When a message of so many bytes would arrive, were it alone on its lane.
     fn arrival(&mut self, at: Instant, from: HalfId, to: HalfId, lane: Option<u8>, bytes: usize) -> Instant {
         let mut sent = at;
+        if self.options.bandwidth.is_none() && self.holds.is_empty() {
+            return at + self.draw(self.options.latency.clone());
+        }
         let devices = (self.device(from), self.device(to));
         if let (Some(rate), Some(sender)) = (self.options.bandwidth, &devices.0) {
             let time = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
@@ -212,7 +214,7 @@ impl Network {
     }
 
     fn device(&self, half: HalfId) -> Option<Arc<str>> {
-        self.stations.get(&half.endpoint).map(|station| station.device.clone())
+        self.stations.get(half.endpoint).map(|station| station.device.clone())
     }
 
     // Faults.
@@ -256,12 +258,10 @@ impl Network {
 
     fn kill(&mut self, at: Instant, device: &str) {
         let mut bereft = Vec::new();
-        for station in self.stations.values_mut().filter(|station| *station.device == *device) {
+        for station in self.stations.things_mut().filter(|station| *station.device == *device) {
             station.alive = false;
             station.completed.clear();
-            for (_, half) in std::mem::take(&mut station.halves) {
-                bereft.extend(half.peer);
-            }
+            bereft.extend(station.halves.clear().filter_map(|half| half.peer));
         }
         for peer in bereft {
             self.notice(at, peer, &format!("`{device}` was killed"));
@@ -277,13 +277,13 @@ impl Network {
     /// The connected halves, on both devices, of the links between two.
     fn between(&self, a: &str, b: &str) -> Vec<HalfId> {
         let mut found = Vec::new();
-        for (&endpoint, station) in &self.stations {
-            for (&link, half) in station.halves.iter().filter(|(_, half)| half.state == State::Connected) {
+        for (endpoint, station) in self.stations.iter() {
+            for (link, half) in station.halves.iter().filter(|(_, half)| half.state == State::Connected) {
                 let peer = half.peer.and_then(|peer| self.device(peer));
                 if peer
                     .is_some_and(|peer| matches!((&*station.device, &*peer), pair if pair == (a, b) || pair == (b, a)))
                 {
-                    found.push(HalfId { endpoint, link });
+                    found.push(HalfId { endpoint, link: LinkId(link) });
                 }
             }
         }
@@ -292,12 +292,13 @@ impl Network {
 
     /// Drops what a half has under way.
     fn drop_from(&mut self, half: HalfId) {
-        self.queue.retain(|_, event| !matches!(event, Event::Arrival { from, .. } if *from == half));
+        self.queue.retain(|(_, event)| !matches!(event, Event::Arrival { from, .. } if *from == half));
     }
 
     /// Holds up what is under way, in its order, and what will be sent.
     fn hold(&mut self, at: Instant, hold: Hold) {
         self.holds.retain(|hold| hold.until > at);
+        let queue = std::mem::take(&mut self.queue);
         let covered = |key: &EventKey, event: &Event| match event {
             Event::Arrival { from, to, body } if key.0 <= hold.until => {
                 let (from, to) = (self.device(*from), self.device(*to));
@@ -305,11 +306,10 @@ impl Network {
             }
             _ => false,
         };
-        let late: Vec<_> = self.queue.iter().filter(|(key, event)| covered(key, event)).map(|(key, _)| *key).collect();
-        for key in late {
-            if let Some(event) = self.queue.remove(&key) {
-                self.schedule(hold.until, event);
-            }
+        let (late, rest): (VecDeque<_>, _) = queue.into_iter().partition(|(key, event)| covered(key, event));
+        self.queue = rest;
+        for (_, event) in late {
+            self.schedule(hold.until, event);
         }
         self.holds.push(hold);
     }

@@ -10,6 +10,9 @@ pub use figures::{FileError, Results};
 use chart::escape;
 use std::fmt::Write as _;
 
+/// Offers every plot as a file: the SVG as it is, and as a PNG of twice its size that the browser draws.
+const EXPORT: &str = include_str!("export.js");
+
 /// A plot with a name that a file can have.
 pub struct Plot {
     /// Lower case, no spaces.
@@ -35,7 +38,8 @@ pub fn html(all: &[Results]) -> String {
          body{font:15px/1.5 sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222;background:#fff}\n\
          table{border-collapse:collapse;font-size:13px;margin:1em 0;display:block;overflow-x:auto}\n\
          th,td{border:1px solid #ddd;padding:3px 8px;text-align:right;white-space:nowrap}th{background:#f4f4f4}\n\
-         svg{max-width:100%;height:auto;margin:.5em 0;border:1px solid #eee}code{background:#f4f4f4;padding:2px 4px}\n\
+         figure{margin:.5em 0;width:fit-content;max-width:100%}svg{max-width:100%;height:auto;border:1px solid #eee}\
+         figcaption{font-size:13px;text-align:right}code{background:#f4f4f4;padding:2px 4px}\n\
          </style></head><body>\n<h1>stepmesh bench</h1>\n",
     );
     for results in all {
@@ -47,11 +51,12 @@ pub fn html(all: &[Results]) -> String {
             escape(&results.command)
         );
         for plot in figures::plots(results) {
-            page.push_str(&plot.svg);
+            let (name, svg) = (escape(&plot.name), &plot.svg);
+            let _ = write!(page, "<figure data-name=\"{name}\">{svg}<figcaption></figcaption></figure>");
         }
         page.push_str(&figures::table(results));
     }
-    page + "</body></html>\n"
+    page + "<script>\n" + EXPORT + "</script></body></html>\n"
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use crate::BenchError;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -91,14 +93,23 @@ pub(crate) fn thread_time() -> Duration {
 
 /// CPU time of the calling thread and of all threads of the process that are named `and`.
 pub(crate) fn thread_seconds(and: &str) -> f64 {
-    let own = thread_time().as_secs_f64();
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let others = tasks.filter_map(|task| {
-        let read = |file| std::fs::read_to_string(task.path().join(file)).ok();
-        let named = read("comm")?.trim_end() == and;
-        // Nanoseconds on a CPU, nanoseconds waiting for one, time slices.
-        let running = named.then(|| read("schedstat")).flatten()?;
-        Some(running.split(' ').next()?.parse::<f64>().ok()? / 1e9)
-    });
-    own + others.sum::<f64>()
+    let is_named = |task: &Path| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end() == and);
+    let others = tasks("self").filter(|task| is_named(task)).filter_map(|task| task_time(&task));
+    (thread_time() + others.sum::<Duration>()).as_secs_f64()
+}
+
+/// CPU time of all threads of a process that there are now.
+pub(crate) fn process_time(id: u32) -> Duration {
+    tasks(&id.to_string()).filter_map(|task| task_time(&task)).sum()
+}
+
+fn tasks(process: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task"));
+    tasks.into_iter().flatten().flatten().map(|task| task.path())
+}
+
+fn task_time(task: &Path) -> Option<Duration> {
+    // Nanoseconds on a CPU, nanoseconds waiting for one, time slices.
+    let running = fs::read_to_string(task.join("schedstat")).ok()?;
+    running.split(' ').next()?.parse().ok().map(Duration::from_nanos)
 }

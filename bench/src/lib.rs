@@ -10,6 +10,7 @@ mod machine;
 mod process;
 mod progress;
 mod report;
+mod shared;
 mod timing;
 mod transfer;
 
@@ -25,6 +26,7 @@ pub use drift::Drift;
 pub use error::BenchError;
 pub use layer::TinyLayer;
 pub use machine::Machine;
+pub use process::Program;
 pub use progress::{Progress, Watcher};
 pub use report::Report;
 pub use transfer::{HIDDEN, Transfer};

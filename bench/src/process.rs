@@ -1,6 +1,7 @@
 //! Programs of others: found, run with a deadline, ended when nobody wants them any more.
 
 use crate::BenchError;
+use std::ffi::OsString;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -11,6 +12,21 @@ use std::time::{Duration, Instant};
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+}
+
+/// A program that plays a role in a measurement when more arguments are added to these.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The file.
+    pub program: PathBuf,
+    /// Before those that are added.
+    pub arguments: Vec<OsString>,
+}
+
+impl Program {
+    pub(crate) fn start(&self, arguments: impl IntoIterator<Item = OsString>) -> Result<Process, BenchError> {
+        Process::start(Command::new(&self.program).args(&self.arguments).args(arguments))
+    }
 }
 
 /// A process that ends with this value.
@@ -26,6 +42,10 @@ impl Process {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.map_err(|error| BenchError::Peer { peer: name.clone(), reason: error.to_string() })?;
         Ok(Self { child, name })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it has not ended.

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::time::Duration;
-use stepmesh_bench::pushpull::{Engine, Options, Row, ScalingOptions, run, run_scaling};
-use stepmesh_bench::{BenchError, Cpus, Report};
+use stepmesh_bench::pushpull::{Driver, Engine, Options, Row, ScalingOptions, run, run_scaling};
+use stepmesh_bench::{BenchError, Cpus, Program, Report};
 use stepmesh_transport::Provider;
 
 fn measure(provider: Provider, change: impl FnOnce(&mut Options)) -> Vec<Row> {
@@ -58,8 +58,9 @@ fn a_deployment_of_any_size_is_measured() {
         Err(BenchError::Cpus(_)) => return println!("skipped: one CPU"),
         cpus => cpus.expect("CPUs"),
     };
-    let providers = vec![Provider::Mem, Provider::Shm];
-    let options = ScalingOptions { providers, members: vec![1, 8], quick: true };
+    let series = [Provider::Mem, Provider::Shm].map(|provider| (provider, Driver::Thread)).to_vec();
+    let nobody = Program { program: "/nowhere".into(), arguments: Vec::new() };
+    let options = ScalingOptions { series, members: vec![1, 8], quick: true, ..ScalingOptions::new(nobody) };
     let mut report = Report::new(cpus, "the test");
     run_scaling(&options, &mut report, &mut |_| ControlFlow::Continue(())).expect("a whole run");
     let transfers: Vec<_> = report.results.iter().map(|row| row.transfers).collect();

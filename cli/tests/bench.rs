@@ -170,6 +170,24 @@ fn pipeline_measures_two_processes_unless_threads_are_asked_for() {
 }
 
 #[test]
+fn scaling_measures_members_that_are_processes() {
+    if !has_two_cpus() {
+        return println!("skipped: one CPU");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("scaling.json");
+    for provider in ["shm", "tcp"] {
+        let json = measure(&["scaling", "--provider", provider, "--driver", "processes", "--members", "1,3"], &file);
+        let rows = json["results"].as_array().unwrap();
+        assert_eq!(rows.iter().map(|row| row["transfers"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 9]);
+        for row in rows {
+            assert_eq!((row["driver"].as_str(), row["provider"].as_str()), (Some("processes"), Some(provider)));
+            assert!(row["round_us"].as_f64().unwrap() > 0.0 && row["cpu_us_per_transfer"].as_f64().unwrap() > 0.0);
+        }
+    }
+}
+
+#[test]
 fn output_that_cannot_be_written_is_refused_before_anything_is_measured() {
     // Nobody, not even root, creates files there.
     for arguments in [
@@ -208,9 +226,11 @@ fn absurd_sizes_are_refused_before_anything_is_measured() {
         ["bench", "compare", "--bytes", "7168"],
         ["bench", "pushpull", "--bytes", "8:0"],
         ["bench", "pipeline", "--clock", "sundial"],
+        ["bench", "scaling", "--members", "65"],
         ["bench", "model", "--batch", "257"],
         ["bench", "model", "--new-tokens", "1000"],
     ] {
         common::refuse(2, stepmesh(&arguments));
     }
+    common::refuse(2, stepmesh(&["bench", "scaling", "--provider", "mem", "--driver", "processes"]));
 }

@@ -91,6 +91,8 @@ fn identity(row: &Value) -> String {
         "dtype",
         "threads",
         "new_tokens",
+        "sides",
+        "driver",
     ];
     let shown = keys.iter().filter_map(|key| Some(format!("{key} {}", row.get(key)?)));
     shown.collect::<Vec<_>>().join(", ").replace('"', "")

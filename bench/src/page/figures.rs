@@ -280,7 +280,11 @@ fn pipeline(results: &Results, plots: &mut Vec<Plot>) {
 fn scaling(results: &Results, plots: &mut Vec<Plot>) {
     let mut cost = Lines::default();
     for row in results.of(Kind::Scaling) {
-        cost.add(text(row, "provider").into(), figure(row, "attention"), figure(row, "cpu_us_per_transfer"));
+        let series = match text(row, "driver") {
+            "processes" => format!("{}, processes", text(row, "provider")),
+            _ => text(row, "provider").into(),
+        };
+        cost.add(series, figure(row, "attention"), figure(row, "cpu_us_per_transfer"));
     }
     let labels = ["instances of each side", "µs of CPU"];
     cost.plot(plots, "scaling", "CPU time of a request with its reply", Scale::Linear, labels);

@@ -1,15 +1,7 @@
 //! What the two sides of a run have in common, in memory that two processes can share: how long stages take, how long they
 //! have taken and what CPU time, and when what is on the wire was posted.
 
-use crate::BenchError;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use std::fs::File;
-use std::ops::Deref;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use crate::shared::{Common, Shared};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Immediates of one direction that may be under way: more than there are microbatches.
@@ -70,76 +62,11 @@ impl Way {
     }
 }
 
-/// The words, shared by whoever has a clone, and by processes that open the same file.
-#[derive(Clone)]
-pub(super) struct Board(Arc<Mapping>);
+/// Shared by both sides.
+pub(super) type Board = Shared<Words>;
 
-struct Mapping {
-    words: NonNull<Words>,
-    file: OwnedFd,
-}
-
-// SAFETY: the words are atomics, which any thread may use.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Board {
-    /// A new one.
-    pub(super) fn new() -> Result<Self, BenchError> {
-        let failed = BenchError::system("making memory that processes share");
-        let make = || {
-            let file = memfd_create(c"stepmesh-bench", MemfdFlags::CLOEXEC)?;
-            ftruncate(&file, size_of::<Words>() as u64)?;
-            Ok::<_, rustix::io::Errno>(file)
-        };
-        Self::map(make().map_err(failed)?)
-    }
-
-    /// That of another process.
-    pub(super) fn open(path: &Path) -> Result<Self, BenchError> {
-        let file = File::options().read(true).write(true).open(path);
-        let file = file.map_err(BenchError::system("opening the memory of the process that measures"))?;
-        let held = file.metadata().map_err(BenchError::system("looking at that memory"))?.len();
-        if held != size_of::<Words>() as u64 {
-            return Err(BenchError::Peer {
-                peer: path.display().to_string(),
-                reason: format!("{held} bytes are not what this release shares"),
-            });
-        }
-        Self::map(file.into())
-    }
-
-    fn map(file: OwnedFd) -> Result<Self, BenchError> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice, of a file that is as long and never shortened.
-        let words = unsafe { mmap(ptr::null_mut(), size_of::<Words>(), protection, MapFlags::SHARED, &file, 0) };
-        let words = words.map_err(BenchError::system("mapping memory that processes share"))?;
-        let words = NonNull::new(words.cast()).ok_or(BenchError::Thread)?;
-        Ok(Self(Arc::new(Mapping { words, file })))
-    }
-
-    /// Where another process finds it, while this one lives.
-    pub(super) fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.file.as_raw_fd()).into()
-    }
-}
-
-impl Deref for Board {
-    type Target = Words;
-
-    fn deref(&self) -> &Words {
-        // SAFETY: mapped for as long as this lives, page-aligned, and any bits are atomics.
-        unsafe { self.0.words.as_ref() }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped once, and nobody refers to it any more.
-        let _ = unsafe { munmap(self.words.as_ptr().cast(), size_of::<Words>()) };
-    }
-}
+// SAFETY: atomics only.
+unsafe impl Common for Words {}
 
 #[cfg(test)]
 mod tests {
@@ -161,11 +88,5 @@ mod tests {
             }
             assert_eq!((theirs.ways[0].oldest_ns(), theirs.ways[1].oldest_ns()), (None, None));
         }
-    }
-
-    #[test]
-    fn memory_of_another_size_is_refused() {
-        let other = std::env::current_exe().expect("this program");
-        assert!(Board::open(&other).is_err() && Board::open(Path::new("/nowhere")).is_err());
     }
 }

@@ -6,10 +6,8 @@ use super::stages::Pace;
 use super::wire::Wire;
 use crate::BenchError;
 use crate::cpus::pin;
-use crate::process::Process;
-use std::ffi::OsString;
+use crate::process::{Process, Program};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, GrpcControl};
@@ -20,16 +18,7 @@ const NAP: Duration = Duration::from_millis(10);
 /// How long it may take to end once it is told.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// A program that calls [`serve`] with the arguments that are added to these.
-#[derive(Clone, Debug)]
-pub struct FfnProgram {
-    /// The file.
-    pub program: PathBuf,
-    /// Before those that are added: memory, scheduler, provider, layers, microbatches, CPU.
-    pub arguments: Vec<OsString>,
-}
-
-/// What [`serve`] is told.
+/// What [`serve`] is told, in this order, by the arguments that are added to a program's.
 #[derive(Clone, Debug)]
 pub struct FfnRole {
     /// The memory that the two processes share.
@@ -54,17 +43,17 @@ pub(super) struct FfnProcess {
 
 impl FfnProcess {
     pub(super) fn start(
-        program: &FfnProgram,
+        program: &Program,
         board: &Board,
         scheduler: &str,
         provider: Provider,
         shape: Shape,
         cpu: usize,
     ) -> Result<Self, BenchError> {
-        let mut command = Command::new(&program.program);
-        command.args(&program.arguments).arg(board.path()).arg(scheduler).arg(provider.name());
-        command.args([shape.layers.to_string(), shape.microbatches.to_string(), cpu.to_string()]);
-        Ok(Self { process: Some(Process::start(&mut command)?), board: board.clone() })
+        let Shape { layers, microbatches } = shape;
+        let numbers = [layers.to_string(), microbatches.to_string(), cpu.to_string()].map(Into::into);
+        let told = [board.path().into(), scheduler.into(), provider.name().into()].into_iter().chain(numbers);
+        Ok(Self { process: Some(program.start(told)?), board: board.clone() })
     }
 
     /// An error if it has ended.

@@ -17,11 +17,11 @@ mod turns;
 mod wire;
 mod world;
 
-pub use ffn_process::{FfnProgram, FfnRole, serve};
+pub use ffn_process::{FfnRole, serve};
 pub use row::{Clock, Cores, Row, StallShare};
 
 use crate::progress::{Progress, Watcher, keep, tell};
-use crate::{BenchError, Cpus, Report};
+use crate::{BenchError, Cpus, Program, Report};
 use std::time::Duration;
 use stepmesh_pipeline::{Overhead, Stages};
 use stepmesh_transport::{DeviceOptions, Provider};
@@ -49,8 +49,8 @@ pub struct Options {
     pub cpus: Cpus,
     /// How the devices are opened.
     pub device: DeviceOptions,
-    /// What runs as the FFN side's process; both sides are threads of this one if there is none.
-    pub ffn: Option<FfnProgram>,
+    /// What runs as the FFN side's process, by [`serve`]; both sides are threads of this one if there is none.
+    pub ffn: Option<Program>,
 }
 
 impl Options {

@@ -3,14 +3,14 @@
 
 use super::Options;
 use super::board::Board;
-use super::ffn_process::{FfnProcess, FfnProgram};
+use super::ffn_process::FfnProcess;
 use super::front::{Front, News, Remote};
 use super::side::{self, Parts, Shape};
 use super::stages::Pace;
 use super::threads::Threads;
 use super::turns::Turns;
 use super::wire::Wire;
-use crate::BenchError;
+use crate::{BenchError, Program};
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalScheduler};
 use stepmesh_mesh::scheduler::SchedulerOptions;
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Two processes, and a scheduler that they reach over loopback.
-    fn of_processes(options: &Options, program: &FfnProgram, shape: Shape) -> Result<Self, BenchError> {
+    fn of_processes(options: &Options, program: &Program, shape: Shape) -> Result<Self, BenchError> {
         let (board, clock) = (Board::new()?, Clock::system());
         let wire = Wire::new(board.clone());
         let (remote, url) = Remote::start()?;

@@ -1,11 +1,10 @@
-//! The FFN side's thread: answers whatever comes until the other side is over.
+//! The FFN side: answers whatever comes until the other side is over.
 
 use super::ends::FfnEnd;
 use super::payload::{Ask, Payload, Tensors, echoed};
 use crate::BenchError;
 use crate::timing::Times;
 use crate::transport::Mode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stepmesh_mesh::{Batch, Segment};
 
@@ -17,13 +16,13 @@ pub(super) fn serve<F: FfnEnd>(
     members: &mut [F],
     payload: &Payload,
     compute: Duration,
-    over: &AtomicBool,
+    over: impl Fn() -> bool,
 ) -> Result<Times, BenchError> {
     let result = Tensors::new(payload.reply(), 2);
     let mut responses = Times::new()?;
     // With several members nobody can wait for one.
     let patience = if members.len() == 1 { LOOK } else { Duration::ZERO };
-    while !over.load(Ordering::Acquire) {
+    while !over() {
         for member in &mut *members {
             let Some(mut batch) = member.next_batch(patience)? else {
                 member.forget_events();

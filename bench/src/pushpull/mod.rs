@@ -7,6 +7,7 @@
 mod deployment;
 mod ends;
 mod ffn;
+mod members;
 mod payload;
 mod play;
 mod rounds;
@@ -14,8 +15,9 @@ mod row;
 mod scaling;
 mod turns;
 
+pub use members::{MemberRole, play};
 pub use row::{Budget, Cpu, Floor, Row};
-pub use scaling::{MEMBERS, ScalingOptions, ScalingRow, run_scaling};
+pub use scaling::{Driver, MEMBERS, ScalingOptions, ScalingRow, run_scaling};
 pub use turns::Turns;
 
 use crate::drift::steadiest;

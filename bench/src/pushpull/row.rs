@@ -14,6 +14,7 @@ use crate::{BenchError, Drift};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 use stepmesh_mesh::threaded::{AttentionEngine, FfnEngine, ProgressOptions};
 use stepmesh_transport::{DeviceOptions, Provider};
@@ -198,7 +199,7 @@ fn duel<A: AttentionEnd, F: FfnEnd>(
             Ok((played, thread_seconds(ATTENTION_THREAD)))
         },
         |over| {
-            let responses = serve(&mut ffn, &plan.payload, options.ffn_time, over)?;
+            let responses = serve(&mut ffn, &plan.payload, options.ffn_time, || over.load(Acquire))?;
             Ok((responses, thread_seconds(FFN_THREAD)))
         },
     )?;

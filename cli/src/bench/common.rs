@@ -12,7 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use stepmesh_bench::{BenchError, Cpus, Progress, Report};
+use stepmesh_bench::{BenchError, Cpus, Program, Progress, Report};
 
 /// A measurement is left when it is over; none takes as long.
 const GRACE: Duration = Duration::from_secs(60);
@@ -41,6 +41,13 @@ impl FromStr for CpuPair {
         let cpus = text.split_once(',').and_then(|(a, b)| Some([a.trim().parse().ok()?, b.trim().parse().ok()?]));
         cpus.map(Self).ok_or_else(|| "two CPU numbers with a comma between them, as in `0,1`".into())
     }
+}
+
+/// This program as one of the processes of a measurement; it ends with this one.
+pub(crate) fn in_role(role: &str) -> Program {
+    let own = std::process::id().to_string();
+    let arguments = ["--supervised-by", &own, "bench", role].map(Into::into).to_vec();
+    Program { program: crate::program::path(), arguments }
 }
 
 /// A run that can be told to stop and whose results can be written.

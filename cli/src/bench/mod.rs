@@ -8,6 +8,7 @@ mod pipeline_ffn;
 mod pushpull;
 mod report;
 mod scaling;
+mod scaling_member;
 mod screen;
 mod sizes;
 mod transport;
@@ -35,6 +36,8 @@ pub(crate) enum BenchCommand {
     /// What a transfer costs as a deployment grows from 1A1F to 16A16F
     #[command(after_help = "Example:  stepmesh bench scaling --json scaling.json")]
     Scaling(scaling::ScalingArguments),
+    #[command(hide = true)]
+    ScalingMember(scaling_member::ScalingMemberArguments),
     /// The systems that are installed on this machine, in turn with ours: UCX, libfabric, perftest, NIXL, Mooncake, ZeroMQ
     #[command(after_help = "Examples:  stepmesh bench compare --json compare.json\n\
                                   \x20          stepmesh bench compare --provider tcp --bytes 7168:14336 --python venv/bin/python")]
@@ -57,6 +60,7 @@ pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
         BenchCommand::Pipeline(arguments) => pipeline::run(&arguments),
         BenchCommand::PipelineFfn(arguments) => pipeline_ffn::run(&arguments),
         BenchCommand::Scaling(arguments) => scaling::run(&arguments),
+        BenchCommand::ScalingMember(arguments) => scaling_member::run(&arguments),
         BenchCommand::Compare(arguments) => compare::run(&arguments),
         BenchCommand::Model(arguments) => model::run(&arguments),
         BenchCommand::Report(arguments) => report::run(&arguments),

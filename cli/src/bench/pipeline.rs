@@ -1,12 +1,12 @@
 //! `stepmesh bench pipeline`: the three-stage executors with synthetic stages against what their times allow.
 
-use super::common::{Common, Session};
+use super::common::{Common, Session, in_role};
 use super::screen::Screen;
 use crate::error::CliError;
 use crate::settings::Transport;
 use clap::ValueEnum;
 use std::time::Duration;
-use stepmesh_bench::pipeline::{FfnProgram, LAYERS, Options, Row, STAGE, run as measure};
+use stepmesh_bench::pipeline::{LAYERS, Options, Row, STAGE, run as measure};
 use stepmesh_pipeline::Stages;
 
 /// What is measured.
@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     match arguments.clock {
         Clocks::Virtual => options.by_virtual_clock(),
         Clocks::Wall if arguments.threads => {}
-        Clocks::Wall => options.ffn = Some(ffn_program()),
+        Clocks::Wall => options.ffn = Some(in_role("pipeline-ffn")),
     }
     if arguments.common.quick {
         options.quick();
@@ -79,12 +79,4 @@ pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     screen.line(&Row::HEAD);
     let outcome = measure(&options, &mut report, &mut |progress| session.follow(&mut screen, progress));
     session.close(&report, outcome, screen.finish())
-}
-
-/// This program, in the FFN side's role; it ends with this process.
-fn ffn_program() -> FfnProgram {
-    let program = crate::program::path();
-    let own = std::process::id().to_string();
-    let arguments = ["--supervised-by", &own, "bench", "pipeline-ffn"].map(Into::into).to_vec();
-    FfnProgram { program, arguments }
 }

@@ -211,7 +211,7 @@ impl AttentionMesh {
 
     fn land(&mut self, arrival: Arrival) {
         let Some(link) = self.member.links[arrival.rank].as_ref() else { return };
-        let Some(region) = link.inbox.clone() else { return };
+        let Some(region) = link.landing.clone() else { return };
         let header = *link.landed(arrival.slot);
         let failure = header.flags.has(Flags::FAILED).then(|| TicketFailure::PeerFailed {
             peer: link.peer.clone(),

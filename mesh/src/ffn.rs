@@ -238,10 +238,9 @@ impl FfnMesh {
 
     /// Where the attention instances' payload areas lie.
     pub(crate) fn payloads(&self) -> Option<PartArray> {
-        let layout = &self.member.options.layout;
-        let headers = if self.member.device.properties().maps_peer_memory { 0 } else { layout.headers_bytes() };
-        let base = self.member.space.as_ref()?.base().as_ptr() as usize + headers;
-        Some(PartArray { base, rank_stride_bytes: self.member.stride_bytes().ok()? })
+        let base = self.member.space.as_ref()?.base().as_ptr() as usize;
+        let rank_stride_bytes = self.member.options.layout.area_bytes(Direction::A2F).ok()?;
+        Some(PartArray { base, rank_stride_bytes })
     }
 
     /// When, with no further arrival, the policy will next release something.
@@ -329,16 +328,8 @@ impl FfnMesh {
     /// The segment of a link's slot, without a request.
     fn segment(&self, link: &Link, slot: u16, rank: usize) -> Option<Segment> {
         let layout = &self.member.options.layout;
-        let (input, input_headers) = match &link.peer_outbox {
-            Some(mapped) => (mapped.clone(), 0),
-            None => (link.inbox.clone()?, layout.headers_bytes()),
-        };
-        let mapped = link.peer_inbox.as_ref()?.mapped.clone();
-        let (output, output_headers) = match (&link.outbox, mapped) {
-            (Some(staging), _) => (staging.clone(), 0),
-            (None, Some(mapped)) => (mapped, layout.headers_bytes()),
-            (None, None) => return None,
-        };
+        let input = link.peer_outbox.clone().or_else(|| link.landing.clone())?;
+        let output = link.outbox.clone().or_else(|| link.peer_landing.as_ref()?.mapped.clone())?;
         Some(Segment(Box::new(Seat {
             rank,
             header: Header::default(),
@@ -346,9 +337,9 @@ impl FfnMesh {
             handed_out_ns: 0,
             layout: layout.clone(),
             input,
-            input_start: input_headers + layout.slot_offset(Direction::A2F, slot),
+            input_start: layout.slot_offset(Direction::A2F, slot),
             output,
-            output_start: output_headers + layout.slot_offset(Direction::F2A, slot),
+            output_start: layout.slot_offset(Direction::F2A, slot),
             reply: Header::default(),
             failure: None,
             in_use: link.in_use.clone(),

@@ -53,10 +53,14 @@ pub(crate) struct Link {
     pub(crate) deadline: Instant,
     pub(crate) in_use: Arc<InUse>,
     pub(crate) grants: Option<Vec<Descriptor>>,
-    /// Where the peer's headers and payloads land: `[slots, 256]` headers, then the payload area.
-    pub(crate) inbox: Option<Region>,
-    /// The peer's inbox.
-    pub(crate) peer_inbox: Option<RemoteRegion>,
+    /// Where the peer's headers land, `[slots, 256]`: always memory that the CPU reads.
+    pub(crate) headers: Option<Region>,
+    /// Where the peer's payloads land; none where they are read in the peer's memory.
+    pub(crate) landing: Option<Region>,
+    /// Where headers land at the peer.
+    pub(crate) peer_headers: Option<RemoteRegion>,
+    /// Where payloads land at the peer; none where it reads them in this side's memory.
+    pub(crate) peer_landing: Option<RemoteRegion>,
     /// The peer's payload area where it is read in place.
     pub(crate) peer_outbox: Option<Region>,
     /// Where this side's payloads are written from; none where they are produced in the peer's memory or read in place.
@@ -91,8 +95,10 @@ impl Link {
             deadline,
             in_use: Arc::new(InUse),
             grants: None,
-            inbox: None,
-            peer_inbox: None,
+            headers: None,
+            landing: None,
+            peer_headers: None,
+            peer_landing: None,
             peer_outbox: None,
             outbox: None,
             early: Vec::new(),
@@ -109,9 +115,9 @@ impl Link {
 
     /// Reads the header that landed for `slot`: copied out once, then checked.
     pub(crate) fn read_header(&mut self, slot: u16) -> Result<&Header, String> {
-        let inbox = self.inbox.as_ref().ok_or("nothing was granted")?;
+        let headers = self.headers.as_ref().ok_or("nothing was granted")?;
         let mut bytes = [0; HEADER_MAX_BYTES];
-        inbox.read(usize::from(slot) * HEADER_MAX_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+        headers.read(usize::from(slot) * HEADER_MAX_BYTES, &mut bytes).map_err(|error| error.to_string())?;
         let header = &mut self.landed[usize::from(slot)];
         header.read(&bytes).map_err(|error| error.to_string())?;
         Ok(header)
@@ -181,13 +187,11 @@ impl Link {
         direction: Direction,
         slot: u16,
     ) -> Result<bool, MeshError> {
-        let Some(inbox) = &self.peer_inbox else { return Ok(true) };
+        let Some(headers) = &self.peer_headers else { return Ok(true) };
         let outgoing = &mut self.outgoing[usize::from(slot)];
-        let payload = self.outbox.as_ref().map(|region| Payload {
-            region,
-            local: layout.slot_offset(direction, slot),
-            remote: layout.headers_bytes() + layout.slot_offset(direction, slot),
-        });
+        let start = layout.slot_offset(direction, slot);
+        let payload = self.outbox.as_ref().zip(self.peer_landing.as_ref());
+        let payload = payload.map(|(region, landing)| Payload { region, landing, start });
         while outgoing.posted < outgoing.lanes {
             let lane = outgoing.posted;
             let immediate = Immediate { slot, lanes: outgoing.lanes, lane, sequence: outgoing.sequence };
@@ -200,7 +204,7 @@ impl Link {
                         Source::Inline(&[])
                     },
                     remote: (lane == 0)
-                        .then_some(Remote { region: inbox, offset: u64::from(slot) * HEADER_MAX_BYTES as u64 }),
+                        .then_some(Remote { region: headers, offset: u64::from(slot) * HEADER_MAX_BYTES as u64 }),
                     immediate,
                 },
                 signal: None,
@@ -209,7 +213,7 @@ impl Link {
                 None => endpoint.post(self.id, lane, &[closing]),
                 Some(payload) => {
                     let mut chain = [closing; CHAIN];
-                    let stripes = payload.stripe(&outgoing.parts, lane, outgoing.lanes, inbox, &mut chain);
+                    let stripes = payload.stripe(&outgoing.parts, lane, outgoing.lanes, &mut chain);
                     chain[stripes] = closing;
                     endpoint.post(self.id, lane, &chain[..=stripes])
                 }
@@ -230,23 +234,16 @@ fn payload_bytes(parts: &[Part]) -> usize {
     parts.iter().map(|part| part.bytes() as usize).sum()
 }
 
-/// Where a slot's payload is written from and to.
+/// Where a slot's payload is written from and to: it starts at the same offset on both sides.
 struct Payload<'a> {
     region: &'a Region,
-    local: usize,
-    remote: usize,
+    landing: &'a RemoteRegion,
+    start: usize,
 }
 
 impl<'a> Payload<'a> {
     /// Fills `chain` with the writes of one lane's share, an equal stretch of the parts' concatenation; returns how many.
-    fn stripe(
-        &self,
-        parts: &[Part],
-        lane: u8,
-        lanes: u8,
-        inbox: &'a RemoteRegion,
-        chain: &mut [Work<'a>; CHAIN],
-    ) -> usize {
+    fn stripe(&self, parts: &[Part], lane: u8, lanes: u8, chain: &mut [Work<'a>; CHAIN]) -> usize {
         let share = payload_bytes(parts).div_ceil(usize::from(lanes)).next_multiple_of(64);
         let (first, last) = (usize::from(lane) * share, (usize::from(lane) + 1) * share);
         let mut start = 0;
@@ -255,9 +252,9 @@ impl<'a> Payload<'a> {
             let end = start + part.bytes() as usize;
             let (from, to) = (first.max(start), last.min(end));
             if from < to {
-                let offset = part.offset as usize + (from - start);
-                let source = Source::Region(self.region, self.local + offset, to - from);
-                let remote = Remote { region: inbox, offset: (self.remote + offset) as u64 };
+                let offset = self.start + part.offset as usize + (from - start);
+                let source = Source::Region(self.region, offset, to - from);
+                let remote = Remote { region: self.landing, offset: offset as u64 };
                 chain[count] = Work { op: Op::Write { source, remote }, signal: None };
                 count += 1;
             }

@@ -178,6 +178,7 @@ impl Member {
         }
     }
 
+    /// Whether payloads are read and produced where they lie, in either side's memory.
     fn maps(&self) -> bool {
         self.device.properties().maps_peer_memory
     }
@@ -189,12 +190,6 @@ impl Member {
 
     pub(crate) fn waker(&self) -> Waker {
         self.endpoint.waker()
-    }
-
-    /// Bytes between the payload areas of successive ranks, as the FFN side sees them.
-    pub(crate) fn stride_bytes(&self) -> Result<usize, MeshError> {
-        let area = self.options.layout.area_bytes(Direction::A2F)?;
-        Ok(if self.maps() { area } else { area + self.options.layout.headers_bytes() })
     }
 
     /// Sends a message of the application's to the scheduler.
@@ -307,7 +302,8 @@ impl Member {
             let bytes = self.options.layout.area_bytes(Direction::A2F)?;
             self.outbox = Some(self.device.allocate(bytes, access, None)?);
         } else {
-            self.space = Some(AddressSpace::reserve(self.stride_bytes()?.saturating_mul(peers))?);
+            self.space =
+                Some(AddressSpace::reserve(self.options.layout.area_bytes(Direction::A2F)?.saturating_mul(peers))?);
         }
         self.peers = peers;
         self.siblings = if attention_side { welcome.attention } else { welcome.ffn } as usize;

@@ -74,8 +74,7 @@ impl Replies {
     pub fn part(&self, rank: usize, part: usize) -> &[u8] {
         let Some(landing) = self.landing(rank) else { return &[] };
         let Some(used) = landing.header.parts().get(part) else { return &[] };
-        let start =
-            self.layout.headers_bytes() + self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
+        let start = self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
         // SAFETY: the reply has landed and the FFN instance may not write the slot before the next request on it, which
         // cannot be made while this value can be seen.
         unsafe { landing.region.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
@@ -86,8 +85,7 @@ impl Replies {
     pub fn part_place(&self, rank: usize, part: usize) -> Option<(Region, Range<usize>)> {
         let landing = self.landing(rank)?;
         let used = landing.header.parts().get(part)?;
-        let start =
-            self.layout.headers_bytes() + self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
+        let start = self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
         Some((landing.region.clone(), start..start + used.bytes() as usize))
     }
 

@@ -24,5 +24,5 @@ pub mod control {
     tonic::include_proto!("stepmesh.v1");
 
     /// The version of the control protocol that this build speaks. A member and a scheduler must agree exactly.
-    pub const CONTROL_VERSION: u32 = 1;
+    pub const CONTROL_VERSION: u32 = 2;
 }

@@ -99,7 +99,7 @@ struct Peer {
     endpoint: Box<dyn Endpoint>,
     opened: Option<OpenLink>,
     link: Option<LinkId>,
-    inbox: Option<RemoteRegion>,
+    headers: Option<RemoteRegion>,
 }
 
 impl Peer {
@@ -139,7 +139,7 @@ impl Peer {
             _ => None,
         };
         let descriptor = script.with(|wire| wire.said.iter().rev().find_map(of_link))?;
-        self.inbox = self.endpoint.import(self.link?, &descriptor, None).ok();
+        self.headers = self.endpoint.import(self.link?, &descriptor, None).ok();
         Some(())
     }
 
@@ -147,7 +147,7 @@ impl Peer {
     fn write(&mut self, slot: u8, header: &[u8], immediate: u32) -> Option<()> {
         let mut header = header[..header.len().min(HEADER_MAX_BYTES)].to_vec();
         repair(&mut header);
-        let region = self.inbox.as_ref()?;
+        let region = self.headers.as_ref()?;
         let remote = Remote { region, offset: u64::from(slot) * HEADER_MAX_BYTES as u64 };
         let op = Op::WriteImmediate { source: Source::Inline(&header), remote: Some(remote), immediate };
         self.endpoint.post(self.link?, 0, &[Work { op, signal: None }]).ok()
@@ -185,7 +185,7 @@ fn run(bytes: &[u8]) -> Option<bool> {
     };
     let device = fabric.device("peer");
     let endpoint = device.endpoint().ok()?;
-    let mut peer = Peer { device, endpoint, opened: None, link: None, inbox: None };
+    let mut peer = Peer { device, endpoint, opened: None, link: None, headers: None };
     let mut joined = false;
     let mut completions = Vec::new();
     while let Some(step) = input.step() {
@@ -258,7 +258,7 @@ mod tests {
             tell(Body::Welcome(welcome)),
             tell(Body::Epoch(Epoch { epoch: 2, complete: true, ..Epoch::default() })),
             tell(Body::OpenLink(open)),
-            vec![3, 7, 1, 0, 4, 1, 5, 7, 1, 0],
+            vec![3, 7, 1, 0, 4, 2, 5, 7, 1, 0],
             header(0, 1),
             header(1, 1),
             vec![7, 1, 0],

@@ -46,31 +46,28 @@ impl Member {
     /// Allocates this incarnation's landing slots, grants them, and sends the descriptors.
     pub(super) fn grant(&mut self, rank: usize) -> Result<(), MeshError> {
         let layout = self.options.layout.clone();
-        let headers = layout.headers_bytes();
-        let (bytes, placement) = if self.reads_in_place() {
-            (headers, None)
+        let headers = self.device.allocate(layout.headers_bytes(), Access::PeerWrite, None)?;
+        let landing = if self.reads_in_place() {
+            None
         } else {
-            let bytes = headers + layout.area_bytes(self.receives())?;
-            let place = match &self.space {
-                Some(space) => Some(Placement::take(space, rank * self.stride_bytes()?, bytes)?),
-                None => None,
-            };
-            (bytes, place)
+            let bytes = layout.area_bytes(self.receives())?;
+            let place = self.space.as_ref().map(|space| Placement::take(space, rank * bytes, bytes)).transpose()?;
+            Some(self.device.allocate(bytes, Access::PeerWrite, place)?)
         };
-        let inbox = self.device.allocate(bytes, Access::PeerWrite, placement)?;
         let outbox = match self.role {
-            Role::Attention => self.outbox.clone().filter(|_| !self.maps()),
-            Role::Ffn if self.maps() => None,
+            _ if self.maps() => None,
+            Role::Attention => self.outbox.clone(),
             Role::Ffn => Some(self.device.allocate(layout.area_bytes(Direction::F2A)?, Access::Local, None)?),
         };
-        let shares = self.outbox.clone().filter(|_| self.role == Role::Attention && self.maps());
+        let shared = self.outbox.clone().filter(|_| self.maps());
         let Some(link) = self.links[rank].as_mut() else { return Ok(()) };
-        let mut descriptors = vec![self.endpoint.grant(link.id, &inbox, Access::PeerWrite)?];
-        if let Some(shared) = &shares {
-            descriptors.push(self.endpoint.grant(link.id, shared, Access::PeerRead)?);
-        }
-        link.inbox = Some(inbox);
-        link.outbox = outbox;
+        let written = [Some(&headers), landing.as_ref()].into_iter().flatten();
+        let granted = written
+            .map(|region| (region, Access::PeerWrite))
+            .chain(shared.iter().map(|region| (region, Access::PeerRead)));
+        let descriptors = granted.map(|(region, access)| self.endpoint.grant(link.id, region, access));
+        let descriptors = descriptors.collect::<Result<_, _>>()?;
+        (link.headers, link.landing, link.outbox) = (Some(headers), landing, outbox);
         link.stage = Stage::Granting;
         let incarnation = link.incarnation;
         self.say(from_member::Body::LinkGrants(control::LinkGrants { incarnation, descriptors }));
@@ -98,39 +95,40 @@ impl Member {
         }
     }
 
+    /// A peer grants its headers, then its landing slots unless it reads in place, then the send slots that are to be read in
+    /// place, if any.
     fn try_import(&mut self, rank: usize) -> Result<bool, MeshError> {
-        let in_place = self.reads_in_place();
-        let stride = self.stride_bytes()?;
-        let (request_area, headers) =
-            (self.options.layout.area_bytes(Direction::A2F)?, self.options.layout.headers_bytes());
-        let sends = self.options.layout.area_bytes(self.sends())?;
+        let layout = self.options.layout.clone();
+        let (request_area, sends) = (layout.area_bytes(Direction::A2F)?, layout.area_bytes(self.sends())?);
+        let (reads_in_place, is_read_in_place) = (self.reads_in_place(), self.role == Role::Attention && self.maps());
         let Some(link) = self.links[rank].as_mut() else { return Ok(false) };
         let Some(grants) = link.grants.as_ref().filter(|_| link.stage == Stage::Granting) else { return Ok(false) };
-        let expected = if in_place { 2 } else { 1 };
+        let expected = 1 + usize::from(!is_read_in_place) + usize::from(reads_in_place);
         if grants.len() != expected {
             return Err(MeshError::Refused(format!("{} regions granted, expected {expected}", grants.len())));
         }
-        if link.peer_inbox.is_none() {
-            let inbox = self.endpoint.import(link.id, &grants[0], None)?;
-            let payload =
-                if self.role == Role::Attention && self.device.properties().maps_peer_memory { 0 } else { sends };
-            if inbox.access != Access::PeerWrite || inbox.len < (headers + payload) as u64 {
-                return Err(MeshError::Refused(format!(
-                    "a landing region of {} bytes with {:?}",
-                    inbox.len, inbox.access
-                )));
-            }
-            link.peer_inbox = Some(inbox);
+        if link.peer_headers.is_none() {
+            let mut import = |descriptor: &[u8], bytes: usize| {
+                let region = self.endpoint.import(link.id, descriptor, None)?;
+                if region.access != Access::PeerWrite || region.len < bytes as u64 {
+                    let (granted, access) = (region.len, region.access);
+                    return Err(MeshError::Refused(format!("{granted} bytes with {access:?} for {bytes} to land in")));
+                }
+                Ok(region)
+            };
+            let headers = import(&grants[0], layout.headers_bytes())?;
+            link.peer_landing = (!is_read_in_place).then(|| import(&grants[1], sends)).transpose()?;
+            link.peer_headers = Some(headers);
         }
-        if in_place && link.peer_outbox.is_none() {
+        if reads_in_place && link.peer_outbox.is_none() {
             let Some(space) = &self.space else { return Ok(false) };
-            let placement = match Placement::take(space, rank * stride, request_area) {
+            let placement = match Placement::take(space, rank * request_area, request_area) {
                 Ok(placement) => placement,
                 // A batch of the earlier incarnation is still in use: later.
                 Err(TransportError::PlaceTaken { .. }) => return Ok(false),
                 Err(error) => return Err(error.into()),
             };
-            let outbox = self.endpoint.import(link.id, &grants[1], Some(placement))?;
+            let outbox = self.endpoint.import(link.id, &grants[expected - 1], Some(placement))?;
             let mapped = outbox.mapped.filter(|region| region.len() >= request_area);
             let missing = || MeshError::Refused(format!("send slots of {} bytes", outbox.len));
             link.peer_outbox = Some(mapped.ok_or_else(missing)?);

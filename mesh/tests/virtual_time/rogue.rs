@@ -26,8 +26,8 @@ pub(crate) struct Rogue {
     link: Option<LinkId>,
     connected: bool,
     grants: Option<Vec<Vec<u8>>>,
-    inbox: Option<Region>,
-    peer_inbox: Option<RemoteRegion>,
+    regions: Option<[Region; 2]>,
+    peer_headers: Option<RemoteRegion>,
     /// The immediates that have come over the latest link.
     pub(crate) immediates: Vec<Immediate>,
     /// Transfers that are granted but not announced: the link stays half up.
@@ -69,8 +69,8 @@ impl Rogue {
             link: None,
             connected: false,
             grants: None,
-            inbox: None,
-            peer_inbox: None,
+            regions: None,
+            peer_headers: None,
             immediates: Vec::new(),
             withholds_grants: false,
         }
@@ -81,7 +81,7 @@ impl Rogue {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.peer_inbox.is_some()
+        self.peer_headers.is_some()
     }
 
     pub(crate) fn poll(&mut self) {
@@ -136,10 +136,11 @@ impl Rogue {
     fn grant(&mut self, link: LinkId) {
         self.connected = true;
         let receives = if self.role == Role::Attention { Direction::F2A } else { Direction::A2F };
-        let bytes = self.layout.headers_bytes() + self.layout.area_bytes(receives).unwrap();
-        let inbox = self.device.allocate(bytes, Access::PeerWrite, None).unwrap();
-        let descriptors = vec![self.endpoint.grant(link, &inbox, Access::PeerWrite).unwrap()];
-        self.inbox = Some(inbox);
+        let sizes = [self.layout.headers_bytes(), self.layout.area_bytes(receives).unwrap()];
+        let regions = sizes.map(|bytes| self.device.allocate(bytes, Access::PeerWrite, None).unwrap());
+        let grant = |region| self.endpoint.grant(link, region, Access::PeerWrite).unwrap();
+        let descriptors = regions.iter().map(grant).collect();
+        self.regions = Some(regions);
         let incarnation = self.incarnation;
         if !self.withholds_grants {
             self.say(from_member::Body::LinkGrants(control::LinkGrants { incarnation, descriptors }));
@@ -147,12 +148,12 @@ impl Rogue {
     }
 
     fn import(&mut self) {
-        if !self.connected || self.peer_inbox.is_some() {
+        if !self.connected || self.peer_headers.is_some() {
             return;
         }
         let (Some(grants), Some(link)) = (&self.grants, self.link) else { return };
         let Ok(region) = self.endpoint.import(link, &grants[0], None) else { return };
-        self.peer_inbox = Some(region);
+        self.peer_headers = Some(region);
         let incarnation = self.incarnation;
         self.say(from_member::Body::LinkUp(control::LinkUp { incarnation }));
     }
@@ -160,7 +161,7 @@ impl Rogue {
     fn close(&mut self, reason: &str) {
         let Some(link) = self.link.take() else { return };
         self.endpoint.close(link);
-        (self.connected, self.grants, self.inbox, self.peer_inbox) = (false, None, None, None);
+        (self.connected, self.grants, self.regions, self.peer_headers) = (false, None, None, None);
         let down = control::LinkDown { incarnation: self.incarnation, reason: reason.into() };
         self.say(from_member::Body::LinkDown(down));
     }
@@ -186,14 +187,14 @@ impl Rogue {
 
     /// Writes these bytes where the slot's header belongs, and announces them with these 32 bits.
     pub(crate) fn write(&mut self, slot: u16, bytes: &[u8], immediate: u32) {
-        let region = self.peer_inbox.clone().unwrap();
+        let region = self.peer_headers.clone().unwrap();
         let remote = Remote { region: &region, offset: u64::from(slot) * HEADER_MAX_BYTES as u64 };
         self.post(Op::WriteImmediate { source: Source::Inline(bytes), remote: Some(remote), immediate });
     }
 
     /// Writes outside of what it was granted.
     pub(crate) fn write_outside(&mut self) {
-        let region = self.peer_inbox.clone().unwrap();
+        let region = self.peer_headers.clone().unwrap();
         let remote = Remote { region: &region, offset: region.len - 1 };
         self.post(Op::Write { source: Source::Inline(&[1, 2]), remote });
     }

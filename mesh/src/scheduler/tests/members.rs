@@ -36,7 +36,7 @@ fn ranks_are_the_lowest_free_or_those_asked_for() {
 fn a_hello_that_does_not_fit_is_refused_with_the_field_and_both_values() {
     let fits = hello(Role::Attention);
     let cases = [
-        (Hello { control_version: 77, ..fits.clone() }, ["version 1 of the control protocol", "77"]),
+        (Hello { control_version: 77, ..fits.clone() }, ["version 2 of the control protocol", "77"]),
         (Hello { wire_version: 78, ..fits.clone() }, ["version 1 of the wire protocol", "78"]),
         (Hello { role: 0, ..fits.clone() }, ["attention", "FFN"]),
         (Hello { role: 9, ..fits.clone() }, ["attention", "FFN"]),

@@ -231,7 +231,8 @@ impl FfnMesh {
         self.member.send_control(body)
     }
 
-    /// Where a request part of a microbatch lies for all ranks, for kernels that take segments.
+    /// Where a request part of a microbatch lies for all ranks, for kernels that take segments; none where the device does not
+    /// place its payloads ([`Device::places_payloads`]).
     pub fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
         self.payloads()?.part(&self.member.options.layout, microbatch, part)
     }

@@ -95,7 +95,7 @@ pub(crate) struct Member {
     pub(crate) links: Vec<Option<Link>>,
     by_id: Vec<(LinkId, usize)>,
     fencing: Vec<Fencing>,
-    /// The peers' payload areas, side by side (FFN side).
+    /// The peers' payload areas, side by side (FFN side), where they can be placed.
     pub(crate) space: Option<Arc<AddressSpace>>,
     /// This side's send slots (attention side).
     pub(crate) outbox: Option<Region>,
@@ -300,8 +300,8 @@ impl Member {
         if attention_side {
             let access = if self.maps() { Access::PeerRead } else { Access::Local };
             let bytes = self.options.layout.area_bytes(Direction::A2F)?;
-            self.outbox = Some(self.device.allocate(bytes, access, None)?);
-        } else {
+            self.outbox = Some(self.device.allocate_payload(bytes, access, None)?);
+        } else if self.device.places_payloads() {
             self.space =
                 Some(AddressSpace::reserve(self.options.layout.area_bytes(Direction::A2F)?.saturating_mul(peers))?);
         }

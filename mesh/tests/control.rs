@@ -110,7 +110,7 @@ fn a_member_hears_why_it_is_refused() {
     let mut member = Member::connect(&scheduler.url());
     member.say(Said::Hello(Hello { control_version: 99, ..hello(Role::Ffn) }));
     let reason = member.expect(|body| if let Body::Refused(refused) = body { Some(refused.reason) } else { None });
-    assert!(reason.contains("version 1 of the control protocol, the member version 99"), "{reason}");
+    assert!(reason.contains("version 2 of the control protocol, the member version 99"), "{reason}");
     assert_eq!(member.lost(), reason);
     assert!(member.control.poll().is_none());
     assert!(matches!(member.control.send(session(Said::Heartbeat(Default::default()))), Err(ControlError::Lost(_))));
@@ -290,7 +290,7 @@ fn somebody_else_on_the_port_is_not_taken_for_a_scheduler() {
 fn a_scheduler_of_another_release_is_refused_with_both_versions() {
     let url = control_world::serve_other_release();
     let refused = GrpcControl::connect(ConnectOptions::new(url), Box::new(|| {})).unwrap_err();
-    assert!(matches!(refused, ControlError::Version { protocol: "control", ours: 1, theirs: 77, .. }), "{refused}");
+    assert!(matches!(refused, ControlError::Version { protocol: "control", ours: 2, theirs: 77, .. }), "{refused}");
 }
 
 #[test]

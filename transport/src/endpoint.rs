@@ -129,6 +129,22 @@ pub trait Device: Send + Sync {
         })
     }
 
+    /// Allocates a region for tensors: where a GPU is beside the device, one that the GPU's streams reach, perhaps device
+    /// memory; zeroed unless it is. See [`crate::cuda::beside`].
+    fn allocate_payload(
+        &self,
+        len: usize,
+        access: Access,
+        placement: Option<Placement>,
+    ) -> Result<Region, TransportError> {
+        self.allocate(len, access, placement)
+    }
+
+    /// Whether regions for tensors, of this side and of peers, can be placed.
+    fn places_payloads(&self) -> bool {
+        true
+    }
+
     /// Makes an endpoint: a completion queue and the links that will share it. One thread owns it.
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError>;
 }

@@ -52,12 +52,12 @@ impl Member {
         } else {
             let bytes = layout.area_bytes(self.receives())?;
             let place = self.space.as_ref().map(|space| Placement::take(space, rank * bytes, bytes)).transpose()?;
-            Some(self.device.allocate(bytes, Access::PeerWrite, place)?)
+            Some(self.device.allocate_payload(bytes, Access::PeerWrite, place)?)
         };
         let outbox = match self.role {
             _ if self.maps() => None,
             Role::Attention => self.outbox.clone(),
-            Role::Ffn => Some(self.device.allocate(layout.area_bytes(Direction::F2A)?, Access::Local, None)?),
+            Role::Ffn => Some(self.device.allocate_payload(layout.area_bytes(Direction::F2A)?, Access::Local, None)?),
         };
         let shared = self.outbox.clone().filter(|_| self.maps());
         let Some(link) = self.links[rank].as_mut() else { return Ok(()) };
@@ -121,14 +121,14 @@ impl Member {
             link.peer_headers = Some(headers);
         }
         if reads_in_place && link.peer_outbox.is_none() {
-            let Some(space) = &self.space else { return Ok(false) };
-            let placement = match Placement::take(space, rank * request_area, request_area) {
+            let take = |space| Placement::take(space, rank * request_area, request_area);
+            let placement = match self.space.as_ref().map(take).transpose() {
                 Ok(placement) => placement,
                 // A batch of the earlier incarnation is still in use: later.
                 Err(TransportError::PlaceTaken { .. }) => return Ok(false),
                 Err(error) => return Err(error.into()),
             };
-            let outbox = self.endpoint.import(link.id, &grants[expected - 1], Some(placement))?;
+            let outbox = self.endpoint.import(link.id, &grants[expected - 1], placement)?;
             let mapped = outbox.mapped.filter(|region| region.len() >= request_area);
             let missing = || MeshError::Refused(format!("send slots of {} bytes", outbox.len));
             link.peer_outbox = Some(mapped.ok_or_else(missing)?);

@@ -7,6 +7,7 @@
 #![allow(non_snake_case, clippy::missing_safety_doc, reason = "the driver's names and contracts")]
 
 mod entries;
+pub mod harness;
 mod machine;
 mod stream;
 

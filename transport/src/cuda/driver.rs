@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 const OLDEST: i32 = 12_000;
 
 /// Every entry point that is called; without one of them `cudarc` would panic.
-const ENTRY_POINTS: [&CStr; 30] = [
+const ENTRY_POINTS: [&CStr; 32] = [
     c"cuInit",
     c"cuDriverGetVersion",
     c"cuDeviceGetCount",
@@ -26,6 +26,8 @@ const ENTRY_POINTS: [&CStr; 30] = [
     c"cuMemHostAlloc",
     c"cuMemFreeHost",
     c"cuMemHostGetDevicePointer_v2",
+    c"cuMemHostRegister_v2",
+    c"cuMemHostUnregister",
     c"cuMemcpyAsync",
     c"cuMemGetHandleForAddressRange",
     c"cuIpcGetMemHandle",

@@ -8,7 +8,11 @@ use std::any::Any;
 use std::fmt;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// What this process has exported, for those of its members that are handed it: the driver opens no handle in the process
+/// that it comes from.
+static EXPORTED: Mutex<Vec<([u8; 64], Weak<DeviceMemory>)>> = Mutex::new(Vec::new());
 
 /// What allocations are rounded up to: what the driver shares with other processes, and whole pages of every host.
 const GRANULE: usize = 2 << 20;
@@ -71,11 +75,15 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// The driver refuses, as in a container that may not share memory.
-    pub fn export(&self) -> Result<ExportedMemory, CudaError> {
+    pub fn export(self: &Arc<Self>) -> Result<ExportedMemory, CudaError> {
         let mut handle = CUipcMemHandle { reserved: [0; 64] };
         // SAFETY: the pointer is valid, the address is an allocation's first.
         self.context.call("cuIpcGetMemHandle", || unsafe { sys::cuIpcGetMemHandle(&mut handle, self.address) })?;
-        Ok(ExportedMemory { handle: handle.reserved.map(|byte| byte as u8), len: self.len as u64 })
+        let handle = handle.reserved.map(|byte| byte as u8);
+        let mut exported = EXPORTED.lock().unwrap_or_else(PoisonError::into_inner);
+        exported.retain(|(known, memory)| *known != handle && memory.strong_count() > 0);
+        exported.push((handle, Arc::downgrade(self)));
+        Ok(ExportedMemory { handle, len: self.len as u64 })
     }
 
     /// The GPU that it is on.
@@ -112,6 +120,19 @@ impl fmt::Debug for ExportedMemory {
 impl ExportedMemory {
     /// Its length on the wire.
     pub const BYTES: usize = 72;
+
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// The memory itself, if it is of this process.
+    pub(super) fn own(&self) -> Option<Arc<DeviceMemory>> {
+        let exported = EXPORTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, memory) = exported.iter().find(|(handle, _)| *handle == self.handle)?;
+        memory.upgrade().filter(|memory| memory.len == self.len())
+    }
 
     /// For the wire.
     pub fn encode(&self) -> [u8; Self::BYTES] {

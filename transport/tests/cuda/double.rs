@@ -1,87 +1,10 @@
-//! How a test gets the double.
+//! What tests on the double have in common.
 
-use cudarc::driver::sys::{self, CUresult};
-use std::ffi::CString;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use stepmesh_transport::cuda::{Context, Span, Stream};
 use stepmesh_transport::{HostMemory, Region};
 
-/// Set in the process that has the double.
-const INSIDE: &str = "STEPMESH_FAKE_CUDA";
-
-/// The double as it was built beside this test.
-fn library() -> PathBuf {
-    let beside = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let built = std::fs::read_dir(&beside).unwrap().flatten().map(|entry| entry.path()).filter(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.starts_with("libstepmesh_fake_cuda") && name.ends_with(".so")
-    });
-    built.max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok()).expect("the double was not built")
-}
-
-/// A command that runs test `name` of this program in a process that finds the double, or no driver at all.
-pub(crate) fn process(name: &str, has_driver: bool) -> (Command, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    if has_driver {
-        std::os::unix::fs::symlink(library(), directory.path().join("libcuda.so")).unwrap();
-    }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture"]).env("LD_LIBRARY_PATH", directory.path()).env(INSIDE, "1");
-    (command, directory)
-}
-
-/// Runs `test`, which is the whole of test `name`, in a process of its own with the double.
-pub(crate) fn with_double(name: &str, test: impl FnOnce()) {
-    within(name, true, test);
-}
-
-/// As [`with_double`], where there is no driver.
-pub(crate) fn without_driver(name: &str, test: impl FnOnce()) {
-    within(name, false, test);
-}
-
-fn within(name: &str, has_driver: bool, test: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return test();
-    }
-    let (mut command, _directory) = process(name, has_driver);
-    let output = command.output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
-
-/// The double's own entry points.
-fn control<T: Copy>(name: &[u8]) -> T {
-    // SAFETY: the double is loaded in place of the driver; the type is the caller's to know.
-    unsafe { *sys::culib().get::<T>(name).unwrap() }
-}
-
-/// From now on that entry point fails so often.
-pub(crate) fn fail(name: &str, error: CUresult, times: u32) {
-    let name = CString::new(name).unwrap();
-    let call: unsafe extern "C" fn(*const std::ffi::c_char, CUresult, u32) = control(b"fakeFail\0");
-    // SAFETY: the double's contract.
-    unsafe { call(name.as_ptr(), error, times) };
-}
-
-/// From now on the device says this of itself.
-pub(crate) fn attribute(attribute: sys::CUdevice_attribute, value: i32) {
-    let call: extern "C" fn(i32, i32) = control(b"fakeAttribute\0");
-    call(attribute as i32, value);
-}
-
-pub(crate) fn version(version: i32) {
-    let call: extern "C" fn(i32) = control(b"fakeVersion\0");
-    call(version);
-}
-
-/// Bytes of device memory that are allocated.
-pub(crate) fn allocated() -> usize {
-    let call: extern "C" fn() -> usize = control(b"fakeAllocated\0");
-    call()
-}
+pub(crate) use stepmesh_fake_cuda::harness::*;
 
 pub(crate) fn context() -> Arc<Context> {
     Context::open(0).unwrap()

@@ -92,23 +92,16 @@ impl SendBuffer {
 
     /// The bytes of a part, as long as the layout allows; empty for a part that the layout does not have.
     pub fn part_mut(&mut self, part: usize) -> &mut [u8] {
-        let offset = self.layout.part_offset(Direction::A2F, part);
-        let spec = self.layout.parts(Direction::A2F).get(part);
-        let (Some(offset), Some(spec)) = (offset, spec) else { return &mut [] };
-        let start = self.layout.slot_offset(Direction::A2F, self.slot) + offset;
-        let bytes = spec.row_bytes as usize * spec.max_rows as usize;
+        let Some(range) = self.layout.part_range(Direction::A2F, self.slot, part) else { return &mut [] };
         // SAFETY: the slot is this buffer's alone: no transfer of it is under way (`acquire` checked), `filling` keeps a
         // second buffer from being made, and the slice borrows the buffer exclusively.
-        unsafe { self.region.bytes_mut(start..start + bytes) }.unwrap_or_default()
+        unsafe { self.region.bytes_mut(range) }.unwrap_or_default()
     }
 
     /// Where a part lies, for what must outlive this buffer: the region keeps the memory in being, no more; who writes
     /// there after the push changes what is under way.
     pub fn part_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
-        let offset = self.layout.part_offset(Direction::A2F, part)?;
-        let spec = self.layout.parts(Direction::A2F).get(part)?;
-        let start = self.layout.slot_offset(Direction::A2F, self.slot) + offset;
-        Some((self.region.clone(), start..start + spec.row_bytes as usize * spec.max_rows as usize))
+        Some((self.region.clone(), self.layout.part_range(Direction::A2F, self.slot, part)?))
     }
 }
 
@@ -257,6 +250,19 @@ impl AttentionMesh {
             return Err(MeshError::WouldBlock(microbatch));
         }
         SendBuffer::claim(microbatch, region, self.member.options.layout.clone(), self.filling.clone())
+    }
+
+    /// Where a request part of a microbatch is produced, for work that is captured ahead ([`crate::AttentionStep`]).
+    pub fn request_place(&self, microbatch: u16, part: usize) -> Option<(Region, Range<usize>)> {
+        let range = self.member.options.layout.part_range(Direction::A2F, microbatch, part)?;
+        Some((self.member.outbox.clone()?, range))
+    }
+
+    /// Where a part of an FFN instance's replies for a microbatch lands, as long as the layout allows; for work that is captured
+    /// ahead, until the link goes down.
+    pub fn reply_place(&self, rank: usize, microbatch: u16, part: usize) -> Option<(Region, Range<usize>)> {
+        let link = self.member.links.get(rank)?.as_ref()?;
+        Some((link.landing.clone()?, self.member.options.layout.part_range(Direction::F2A, microbatch, part)?))
     }
 
     /// Sends the request to every FFN instance and returns the ticket for all their replies.

@@ -38,10 +38,9 @@ struct Seat {
     received_ns: u64,
     handed_out_ns: u64,
     layout: Arc<SlotLayout>,
+    slot: u16,
     input: Region,
-    input_start: usize,
     output: Region,
-    output_start: usize,
     reply: Header,
     failure: Option<[u8; 16]>,
     // Last, so that the fence is complete only when the regions above are gone.
@@ -72,7 +71,7 @@ impl Segment {
     /// The bytes in use of a part, `[rows, row_bytes]`, in the slot they landed in; empty for a part that was not sent.
     pub fn part(&self, part: usize) -> &[u8] {
         let Some(used) = self.parts().get(part) else { return &[] };
-        let start = self.0.input_start + used.offset as usize;
+        let start = self.request_start() + used.offset as usize;
         // SAFETY: the request has landed and the attention instance may not write the slot before the reply, which
         // consumes this segment; a peer that does so anyway changes values only.
         unsafe { self.0.input.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
@@ -86,15 +85,11 @@ impl Segment {
 
     /// A request part and a reply part at once.
     pub fn split(&mut self, request: usize, reply: usize) -> (&[u8], &mut [u8]) {
-        let offset = self.0.layout.part_offset(Direction::F2A, reply);
-        let spec = self.0.layout.parts(Direction::F2A).get(reply);
         let input = self.part(request);
-        let (Some(offset), Some(spec)) = (offset, spec) else { return (input, &mut []) };
-        let start = self.0.output_start + offset;
-        let bytes = spec.row_bytes as usize * spec.max_rows as usize;
+        let Some(range) = self.reply_range(reply) else { return (input, &mut []) };
         // SAFETY: the reply slot is this segment's alone until `respond` takes it, and never the memory of a request;
         // the slice borrows the segment exclusively.
-        let output = unsafe { self.0.output.bytes_mut(start..start + bytes) }.unwrap_or_default();
+        let output = unsafe { self.0.output.bytes_mut(range) }.unwrap_or_default();
         (input, output)
     }
 
@@ -102,16 +97,21 @@ impl Segment {
     /// more; after `respond` the attention instance may write there.
     pub fn part_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
         let used = self.parts().get(part)?;
-        let start = self.0.input_start + used.offset as usize;
+        let start = self.request_start() + used.offset as usize;
         Some((self.0.input.clone(), start..start + used.bytes() as usize))
     }
 
     /// Where a reply part goes, as long as the layout allows; as [`Segment::part_place`].
     pub fn reply_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
-        let offset = self.0.layout.part_offset(Direction::F2A, part)?;
-        let spec = self.0.layout.parts(Direction::F2A).get(part)?;
-        let start = self.0.output_start + offset;
-        Some((self.0.output.clone(), start..start + spec.row_bytes as usize * spec.max_rows as usize))
+        Some((self.0.output.clone(), self.reply_range(part)?))
+    }
+
+    fn request_start(&self) -> usize {
+        self.0.layout.slot_offset(Direction::A2F, self.0.slot)
+    }
+
+    fn reply_range(&self, part: usize) -> Option<Range<usize>> {
+        self.0.layout.part_range(Direction::F2A, self.0.slot, part)
     }
 
     /// Says which reply parts are in use. Offsets are filled in by the mesh.
@@ -244,6 +244,19 @@ impl FfnMesh {
         Some(PartArray { base, rank_stride_bytes })
     }
 
+    /// Where a part of an attention instance's requests for a microbatch is read, as long as the layout allows; for work that is
+    /// captured ahead ([`crate::FfnStep`]), until the link goes down.
+    pub fn request_place(&self, rank: usize, microbatch: u16, part: usize) -> Option<(Region, Range<usize>)> {
+        let range = self.member.options.layout.part_range(Direction::A2F, microbatch, part)?;
+        Some((self.member.links.get(rank)?.as_ref()?.input()?, range))
+    }
+
+    /// Where a reply part goes; as [`FfnMesh::request_place`].
+    pub fn reply_place(&self, rank: usize, microbatch: u16, part: usize) -> Option<(Region, Range<usize>)> {
+        let range = self.member.options.layout.part_range(Direction::F2A, microbatch, part)?;
+        Some((self.member.links.get(rank)?.as_ref()?.output()?, range))
+    }
+
     /// When, with no further arrival, the policy will next release something.
     pub(crate) fn next_release(&self, policy: Policy) -> Option<Instant> {
         let release_ns = self.arrivals.next_release_ns(policy)?;
@@ -329,18 +342,16 @@ impl FfnMesh {
     /// The segment of a link's slot, without a request.
     fn segment(&self, link: &Link, slot: u16, rank: usize) -> Option<Segment> {
         let layout = &self.member.options.layout;
-        let input = link.peer_outbox.clone().or_else(|| link.landing.clone())?;
-        let output = link.outbox.clone().or_else(|| link.peer_landing.as_ref()?.mapped.clone())?;
+        let (input, output) = (link.input()?, link.output()?);
         Some(Segment(Box::new(Seat {
             rank,
             header: Header::default(),
             received_ns: 0,
             handed_out_ns: 0,
             layout: layout.clone(),
+            slot,
             input,
-            input_start: layout.slot_offset(Direction::A2F, slot),
             output,
-            output_start: layout.slot_offset(Direction::F2A, slot),
             reply: Header::default(),
             failure: None,
             in_use: link.in_use.clone(),

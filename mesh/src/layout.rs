@@ -5,6 +5,7 @@
 
 use crate::MeshError;
 use std::fmt::Write as _;
+use std::ops::Range;
 use stepmesh_proto::{HEADER_MAX_BYTES, Header, MAX_PARTS, MAX_SLOTS, Part};
 use stepmesh_transport::round_to_page;
 
@@ -115,6 +116,13 @@ impl SlotLayout {
     /// First byte of a part in its slot's payload.
     pub fn part_offset(&self, direction: Direction, part: usize) -> Option<usize> {
         self.plan(direction).offsets.get(part).copied()
+    }
+
+    /// Where a part lies in its area, as long as the layout allows.
+    pub fn part_range(&self, direction: Direction, slot: u16, part: usize) -> Option<Range<usize>> {
+        let plan = self.plan(direction);
+        let start = self.slot_offset(direction, slot) + plan.offsets.get(part)?;
+        (slot < self.microbatches).then(|| start..start + plan.parts[part].bytes() as usize)
     }
 
     /// Bytes of one peer's payload area, whole pages: the stride between ranks.

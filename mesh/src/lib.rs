@@ -23,6 +23,7 @@ mod member;
 #[doc(hidden)]
 pub mod probe;
 mod reply;
+mod step;
 mod sync;
 mod tickets;
 mod trace;
@@ -39,5 +40,6 @@ pub use ffn::{Batch, FfnMesh, PartArray, Segment};
 pub use layout::{Direction, PartSpec, SlotLayout};
 pub use member::MemberOptions;
 pub use reply::{Replies, Reply};
+pub use step::{AttentionStep, FfnStep, FfnWork, Transfer};
 pub use tickets::{Ticket, TicketStatus};
 pub use trace::Trace;

@@ -109,6 +109,16 @@ impl Link {
         }
     }
 
+    /// FFN side: where the peer's requests are read.
+    pub(crate) fn input(&self) -> Option<Region> {
+        self.peer_outbox.clone().or_else(|| self.landing.clone())
+    }
+
+    /// FFN side: where replies to the peer are produced.
+    pub(crate) fn output(&self) -> Option<Region> {
+        self.outbox.clone().or_else(|| self.peer_landing.as_ref()?.mapped.clone())
+    }
+
     pub(crate) fn counter(&mut self, slot: u16) -> Option<&mut ImmediateCounter> {
         self.counters.get_mut(usize::from(slot))
     }

@@ -20,6 +20,7 @@ mod error;
 #[cfg(test)]
 #[path = "../../fuzz/inputs.rs"]
 mod fuzz_inputs;
+mod gate;
 mod memory;
 mod region;
 mod sync;
@@ -37,6 +38,7 @@ pub use endpoint::{
     Provider, Remote, Side, Source, Target, Wake, Waker, Work, WorkError,
 };
 pub use error::{PostError, TransportError};
+pub use gate::GateSet;
 pub use memory::{DmaBuf, HostMemory, Memory};
 pub use region::{Access, AddressSpace, Placement, Region, RemoteRegion, page_bytes, round_to_page};
 

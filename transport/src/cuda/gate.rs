@@ -23,7 +23,7 @@
 //! (`CU_STREAM_WAIT_VALUE_FLUSH`). [`Context::open`] refuses a device that can do neither.
 
 use super::{Context, CudaError, Stream};
-use crate::Memory;
+use crate::{GateSet, Memory};
 use cudarc::driver::sys::{
     self, CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdeviceptr, CUstreamBatchMemOpParams,
     CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st as WaitValue,
@@ -135,31 +135,9 @@ impl Gates {
         Ok(Self { words: Arc::new(pinned), aborted: AtomicBool::new(false) })
     }
 
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.words.count
-    }
-
-    /// Never true.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
     /// One of them, if there are so many.
     pub fn gate(&self, index: usize) -> Option<Gate> {
         (index < self.words.count).then(|| Gate { words: self.words.clone(), index })
-    }
-
-    /// Gives the replay under way up: every gate opens, so that no stream waits for ever, and what the replay computes is
-    /// worth nothing.
-    pub fn abort(&self) {
-        self.aborted.store(true, Ordering::Release);
-        self.words.words().iter().for_each(|words| words.r#in.0.store(OPEN, Ordering::Release));
-    }
-
-    /// Whether the results of the replay under way are worth nothing.
-    pub fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Acquire)
     }
 
     /// Closes all gates for another replay, after one that was given up. `stream` is the one that replays.
@@ -179,7 +157,38 @@ impl Gates {
     }
 }
 
-/// One gate: see the module.
+impl GateSet for Gates {
+    fn len(&self) -> usize {
+        self.words.count
+    }
+
+    fn take(&self, gate: usize) -> bool {
+        let Some(words) = self.words.words().get(gate) else { return false };
+        // The stream does not write it again before the gate was opened, so nothing is lost in between.
+        let announced = words.out.0.load(Ordering::Acquire) == OPEN;
+        if announced {
+            words.out.0.store(CLOSED, Ordering::Release);
+        }
+        announced
+    }
+
+    fn open(&self, gate: usize) {
+        if let Some(words) = self.words.words().get(gate) {
+            words.r#in.0.store(OPEN, Ordering::Release);
+        }
+    }
+
+    fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.words.words().iter().for_each(|words| words.r#in.0.store(OPEN, Ordering::Release));
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+}
+
+/// One gate, as a stream sees it: see the module.
 #[derive(Clone)]
 pub struct Gate {
     words: Arc<Pinned>,
@@ -193,7 +202,7 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// Stream: tells the CPU that all before it on the stream is done.
+    /// Tells the CPU that all before it on the stream is done.
     ///
     /// # Errors
     /// The driver refuses.
@@ -201,7 +210,7 @@ impl Gate {
         stream.batch(&mut [write(self.out(), OPEN)], self.words.clone())
     }
 
-    /// Stream: goes on when the CPU has opened the gate, and closes it.
+    /// Goes on when the CPU has opened the gate, and closes it.
     ///
     /// # Errors
     /// The driver refuses.
@@ -209,26 +218,6 @@ impl Gate {
         let flush = if stream.context().flushes() { WaitFlags::CU_STREAM_WAIT_VALUE_FLUSH as u32 } else { 0 };
         let mut batch = [wait(self.r#in(), OPEN, flush), write(self.r#in(), CLOSED)];
         stream.batch(&mut batch, self.words.clone())
-    }
-
-    /// CPU: whether the stream has announced since it was last taken.
-    pub fn take(&self) -> bool {
-        let out = &self.words().out.0;
-        // The stream does not write it again before the gate was opened, so nothing is lost in between.
-        let announced = out.load(Ordering::Acquire) == OPEN;
-        if announced {
-            out.store(CLOSED, Ordering::Release);
-        }
-        announced
-    }
-
-    /// CPU: lets the stream pass.
-    pub fn open(&self) {
-        self.words().r#in.0.store(OPEN, Ordering::Release);
-    }
-
-    fn words(&self) -> &Words {
-        &self.words.words()[self.index]
     }
 
     fn out(&self) -> CUdeviceptr {

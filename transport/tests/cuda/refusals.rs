@@ -2,6 +2,7 @@
 
 use crate::double::{attribute, context, fail, host, version, whole, with_double, without_driver};
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult};
+use stepmesh_transport::GateSet;
 use stepmesh_transport::cuda::{Context, CudaError, DeviceMemory, Gates, Graph, Stream};
 
 #[test]
@@ -64,7 +65,7 @@ fn a_device_that_cannot_signal_or_order() {
         let (gates, stream) = (Gates::new(&context, 1).unwrap(), Stream::new(&context).unwrap());
         let gate = gates.gate(0).unwrap();
         gate.pass(&stream).unwrap();
-        gate.open();
+        gates.open(0);
         crate::double::finish(&stream);
     });
 }

@@ -4,16 +4,20 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+mod step;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_fake_cuda::harness::{allocated, process, with_double};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalScheduler};
 use stepmesh_mesh::scheduler::{SchedulerOptions, ServeOptions, spawn};
-use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, PartSpec, Policy, Request, SlotLayout};
+use stepmesh_mesh::{
+    AttentionMesh, AttentionStep, FfnMesh, FfnStep, MemberOptions, PartSpec, Policy, Request, SlotLayout, Transfer,
+};
 use stepmesh_proto::{Dtype, Part};
 use stepmesh_transport::cuda::{Context, DeviceMemory, Gates, Span, Stream, beside};
-use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, HostMemory, Provider, Region};
+use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, GateSet, HostMemory, Provider, Region};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const BYTES: usize = 4096;
@@ -41,7 +45,11 @@ fn span((region, range): (Region, Range<usize>)) -> Span {
 }
 
 fn host() -> Region {
-    Region::new(Arc::new(HostMemory::allocate(BYTES, None).unwrap()))
+    host_of(BYTES)
+}
+
+fn host_of(bytes: usize) -> Region {
+    Region::new(Arc::new(HostMemory::allocate(bytes, None).unwrap()))
 }
 
 fn whole(region: &Region) -> Span {
@@ -104,7 +112,7 @@ fn ask(mut mesh: AttentionMesh, rounds: u32, on_device: bool) {
         stream.copy(&whole(&tensor), &span(place)).unwrap();
         gate.announce(&stream).unwrap();
         let started = Instant::now();
-        while !gate.take() {
+        while !gates.take(0) {
             assert!(started.elapsed() < PATIENCE);
         }
         let ticket = mesh.push_pull(buffer, Request { group: round, parts: &[part()], ..Request::default() }).unwrap();
@@ -114,7 +122,7 @@ fn ask(mut mesh: AttentionMesh, rounds: u32, on_device: bool) {
         let place = reply.part_place(0, 0).unwrap();
         assert_eq!((place.0.on_device(), reply.part(0, 0).is_empty()), (on_device, on_device));
         stream.copy(&span(place), &whole(&result)).unwrap();
-        gate.open();
+        gates.open(0);
         finish(&stream);
         let mut found = vec![0; BYTES];
         result.read(0, &mut found).unwrap();
@@ -122,7 +130,11 @@ fn ask(mut mesh: AttentionMesh, rounds: u32, on_device: bool) {
     }
 }
 
-fn in_one_process(provider: Provider, on_device: bool) {
+fn in_one_process(
+    provider: Provider,
+    ffn_side: impl FnOnce(FfnMesh) + Send,
+    attention_side: impl FnOnce(AttentionMesh),
+) {
     let scheduler = LocalScheduler::new(SchedulerOptions::new(1, 1)).unwrap();
     let member = || {
         let (device, endpoint) = device(provider);
@@ -134,49 +146,100 @@ fn in_one_process(provider: Provider, on_device: bool) {
     let (options, device, endpoint, control, clock) = member();
     let attention = AttentionMesh::with_endpoint(options, device, endpoint, control, clock).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| serve(ffn, ROUNDS, on_device));
-        ask(attention, ROUNDS, on_device);
+        scope.spawn(|| ffn_side(ffn));
+        attention_side(attention);
     });
     assert_eq!(allocated(), 0, "all device memory is freed");
 }
 
 #[test]
 fn tensors_stay_in_device_memory_between_two_threads() {
-    with_double("tensors_stay_in_device_memory_between_two_threads", || in_one_process(Provider::Shm, true));
+    with_double("tensors_stay_in_device_memory_between_two_threads", || {
+        in_one_process(Provider::Shm, |mesh| serve(mesh, ROUNDS, true), |mesh| ask(mesh, ROUNDS, true));
+    });
 }
 
 #[test]
 fn over_tcp_tensors_are_staged_in_pinned_memory() {
-    with_double("over_tcp_tensors_are_staged_in_pinned_memory", || in_one_process(Provider::Tcp, false));
+    with_double("over_tcp_tensors_are_staged_in_pinned_memory", || {
+        in_one_process(Provider::Tcp, |mesh| serve(mesh, ROUNDS, false), |mesh| ask(mesh, ROUNDS, false));
+    });
 }
 
-/// The other process of the test below.
-#[test]
-fn the_other_process_serves() {
-    let Ok(url) = std::env::var("STEPMESH_GPU_SCHEDULER") else { return };
+type Parts = (MemberOptions, Arc<dyn Device>, Box<dyn Endpoint>, Box<dyn Control>, Clock);
+
+/// A member of a scheduler that it reaches by a socket.
+fn remote(url: &str) -> Parts {
     let (device, endpoint) = device(Provider::Shm);
     let waker = endpoint.waker();
     let control = GrpcControl::connect(ConnectOptions::new(url), Box::new(move || waker.wake())).unwrap();
-    serve(
-        FfnMesh::with_endpoint(options(), device, endpoint, Box::new(control), Clock::system()).unwrap(),
-        ROUNDS,
-        true,
-    );
+    (options(), device, endpoint, Box::new(control), Clock::system())
+}
+
+/// The other process of the tests below.
+#[test]
+fn the_other_process_serves() {
+    let Ok(url) = std::env::var("STEPMESH_GPU_SCHEDULER") else { return };
+    let (options, device, endpoint, control, clock) = remote(&url);
+    let mesh = FfnMesh::with_endpoint(options, device, endpoint, control, clock).unwrap();
+    match std::env::var("STEPMESH_GPU_REPLAYS") {
+        Ok(replays) => step::serve(mesh, replays.parse().unwrap()),
+        Err(_) => serve(mesh, ROUNDS, true),
+    }
+}
+
+/// The attention side, and a process that serves it: so many replays of a step, or request by request.
+fn in_two_processes(replays: Option<u32>, attention: impl FnOnce(AttentionMesh)) {
+    let scheduler = spawn(ServeOptions::new(SchedulerOptions::new(1, 1))).unwrap();
+    let (mut other, _directory) = process("the_other_process_serves", true);
+    other.env("STEPMESH_GPU_SCHEDULER", scheduler.url());
+    other.envs(replays.map(|replays| ("STEPMESH_GPU_REPLAYS", replays.to_string())));
+    let mut other = other.spawn().unwrap();
+    let (options, device, endpoint, control, clock) = remote(&scheduler.url());
+    attention(AttentionMesh::with_endpoint(options, device, endpoint, control, clock).unwrap());
+    assert!(other.wait().unwrap().success());
 }
 
 #[test]
 fn tensors_stay_in_device_memory_between_two_processes() {
     with_double("tensors_stay_in_device_memory_between_two_processes", || {
-        let scheduler = spawn(ServeOptions::new(SchedulerOptions::new(1, 1))).unwrap();
-        let (mut other, _directory) = process("the_other_process_serves", true);
-        let mut other = other.env("STEPMESH_GPU_SCHEDULER", scheduler.url()).spawn().unwrap();
-        let (device, endpoint) = device(Provider::Shm);
-        let waker = endpoint.waker();
-        let control = ConnectOptions::new(scheduler.url());
-        let control = GrpcControl::connect(control, Box::new(move || waker.wake())).unwrap();
-        let mesh =
-            AttentionMesh::with_endpoint(options(), device, endpoint, Box::new(control), Clock::system()).unwrap();
-        ask(mesh, ROUNDS, true);
-        assert!(other.wait().unwrap().success());
+        in_two_processes(None, |mesh| ask(mesh, ROUNDS, true));
+    });
+}
+
+#[test]
+fn a_captured_step_is_replayed_between_two_threads() {
+    with_double("a_captured_step_is_replayed_between_two_threads", || {
+        in_one_process(Provider::Shm, |mesh| step::serve(mesh, 1000), |mesh| step::ask(mesh, 1000));
+    });
+}
+
+#[test]
+fn a_captured_step_is_replayed_between_two_processes() {
+    with_double("a_captured_step_is_replayed_between_two_processes", || {
+        in_two_processes(Some(200), |mesh| step::ask(mesh, 200));
+    });
+}
+
+#[test]
+fn a_replay_whose_peer_is_lost_ends_and_says_so() {
+    with_double("a_replay_whose_peer_is_lost_ends_and_says_so", || {
+        in_one_process(Provider::Shm, |mesh| step::serve_and_vanish(mesh, 3, 10), |mesh| step::ask_until_lost(mesh, 3));
+    });
+}
+
+#[test]
+fn steps_that_make_no_sense_are_refused() {
+    with_double("steps_that_make_no_sense_are_refused", || {
+        let gates = Arc::new(Gates::new(&Context::open(0).unwrap(), 2).unwrap());
+        let transfer = || Transfer { microbatch: 0, group: 0, parts: vec![part()], app: [0; 16] };
+        for count in [0, 3] {
+            let transfers = || vec![transfer(); count];
+            assert!(
+                AttentionStep::new(gates.clone(), transfers()).is_err_and(|error| error.to_string().contains("gates"))
+            );
+            assert!(FfnStep::new(gates.clone(), transfers()).is_err());
+        }
+        assert!(AttentionStep::new(gates.clone(), vec![transfer()]).is_ok());
     });
 }

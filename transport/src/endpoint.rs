@@ -90,6 +90,9 @@ pub struct DeviceOptions {
     pub busy_poll: Duration,
     /// `verbs`: the device and how it is used.
     pub verbs: VerbsOptions,
+    /// The GPU that payloads are to be reachable by, as the CUDA driver counts those that are visible: see
+    /// [`crate::cuda::beside`].
+    pub gpu: Option<u32>,
 }
 
 impl Default for DeviceOptions {
@@ -101,6 +104,7 @@ impl Default for DeviceOptions {
             spin: Duration::ZERO,
             busy_poll: Duration::ZERO,
             verbs: VerbsOptions::default(),
+            gpu: None,
         }
     }
 }

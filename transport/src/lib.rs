@@ -46,7 +46,7 @@ use std::sync::Arc;
 
 /// Opens a provider that needs nothing but its name: `shm`, `tcp` or `verbs`. (`mem` devices come from a [`mem::Fabric`].)
 pub fn open(provider: Provider, options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
-    match provider {
+    let device = match provider {
         Provider::Shm => shm::open(options),
         Provider::Tcp => tcp::open(options),
         Provider::Verbs => verbs::open(options),
@@ -54,5 +54,9 @@ pub fn open(provider: Provider, options: &DeviceOptions) -> Result<Arc<dyn Devic
             what: "opening `mem` by name".into(),
             hint: "make a `mem::Fabric` and ask it for devices: both ends live in one process".into(),
         }),
-    }
+    }?;
+    Ok(match options.gpu {
+        Some(index) => cuda::beside(&cuda::Context::open(index)?, device),
+        None => device,
+    })
 }

@@ -25,6 +25,10 @@ pub unsafe trait Memory: Send + Sync {
     fn on_device(&self) -> bool {
         false
     }
+    /// The GPU that it is on, as the CUDA driver counts those that are visible, if it is a GPU's.
+    fn gpu(&self) -> Option<u32> {
+        None
+    }
     /// What device memory is exported as, if it is: how a network device that knows dma-buf reaches it. It is asked for at
     /// each registration, and the descriptor is needed no longer than that.
     fn dma_buf(&self) -> Option<DmaBuf<'_>> {

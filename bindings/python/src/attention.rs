@@ -115,7 +115,13 @@ impl SendBuffer {
     fn put(&self, part: usize, tensor: &Bound<'_, PyAny>, key: u64) -> PyResult<Part> {
         let from = view(tensor, false, &|| "tensor".to_owned())?;
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        let to = buffer.as_mut().ok_or_else(|| self.gone())?.part_mut(part);
+        let buffer = buffer.as_mut().ok_or_else(|| self.gone())?;
+        if let Some((region, _)) = buffer.part_place(part).filter(|(region, _)| region.on_device()) {
+            let what =
+                format!("tensor: part {part} is on {:?}: copy with the GPU's calls into buffer.tensor(...)", region);
+            return Err(Failure::Device(what).into());
+        }
+        let to = buffer.part_mut(part);
         let room = to.len();
         // SAFETY: read once, here, with the interpreter's lock in hand.
         let bytes = unsafe { from.as_slice() };

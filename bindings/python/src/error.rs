@@ -6,6 +6,7 @@ use stepmesh_embed::{JoinError, ListError};
 use stepmesh_mesh::control::ControlError;
 use stepmesh_mesh::{MeshError, TicketFailure};
 use stepmesh_transport::TransportError;
+use stepmesh_transport::cuda::CudaError;
 
 /// Everything that a call can fail with.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub(crate) enum Failure {
     Closed(String),
     /// The mesh belongs to the process that this one was forked from.
     Forked,
-    /// Device memory, which this build does not move.
+    /// Device memory where that cannot be, or none where it is wanted.
     Device(String),
     /// A peer is lost.
     Lost(String),
@@ -79,6 +80,7 @@ fn mesh_class(error: &MeshError) -> &'static str {
         MeshError::Layout(_) | MeshError::Transfer(_) | MeshError::NoMicrobatch { .. } => "InvalidArgument",
         MeshError::Memory { .. } => "MemoryLimit",
         MeshError::Transport(TransportError::Invalid { .. }) => "InvalidArgument",
+        MeshError::Transport(TransportError::Cuda(error)) => cuda_class(error),
         MeshError::Refused(_) => "Refused",
         MeshError::SchedulerLost(_) => "SchedulerLost",
         MeshError::WouldBlock(_) => "WouldBlock",
@@ -89,6 +91,17 @@ fn mesh_class(error: &MeshError) -> &'static str {
         MeshError::Ticket(TicketFailure::PeerFailed { .. }) => "PeerFailed",
         MeshError::Ticket(TicketFailure::Cancelled) => "Cancelled",
         MeshError::Ended(error) => mesh_class(error),
+        _ => "TransportFailed",
+    }
+}
+
+fn cuda_class(error: &CudaError) -> &'static str {
+    match error {
+        CudaError::Invalid(_) => "InvalidArgument",
+        CudaError::OutOfMemory { .. } => "MemoryLimit",
+        CudaError::NoDriver | CudaError::TooOld { .. } | CudaError::NoDevice { .. } | CudaError::Incapable { .. } => {
+            "DeviceUnsupported"
+        }
         _ => "TransportFailed",
     }
 }

@@ -8,6 +8,7 @@ mod error;
 mod event;
 mod ffn;
 mod fserver;
+mod gates;
 mod member;
 mod options;
 mod part;
@@ -44,6 +45,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ffn::Batch>()?;
     module.add_class::<ffn::FfnMesh>()?;
     module.add_class::<ffn::Segment>()?;
+    module.add_class::<gates::Gates>()?;
     module.add_class::<part::Part>()?;
     module.add_class::<scheduler::Scheduler>()?;
     module.add_class::<tensor::Tensor>()?;

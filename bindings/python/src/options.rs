@@ -42,6 +42,7 @@ pub(crate) struct Options {
     gid_index: Option<u8>,
     traffic_class: u8,
     service_level: u8,
+    gpu: Option<u32>,
     spin_us: u64,
     progress: String,
     cpu: Option<usize>,
@@ -87,6 +88,7 @@ impl Options {
             device.address =
                 address.parse().map_err(|_| invalid("address", format!("`{address}` is no IP address")))?;
         }
+        device.gpu = self.gpu;
         device.verbs.devices = self.devices;
         device.verbs.gid_index = self.gid_index;
         device.verbs.traffic_class = self.traffic_class;

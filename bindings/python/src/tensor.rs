@@ -2,6 +2,7 @@
 
 use crate::dtype;
 use crate::error::Failure;
+use pyo3::exceptions::PyAttributeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -14,6 +15,7 @@ use stepmesh_transport::Region;
 #[pyclass(frozen, module = "stepmesh")]
 pub(crate) struct Tensor {
     region: Region,
+    /// On the device, if it is one's.
     address: usize,
     bytes: usize,
     dtype: Dtype,
@@ -22,6 +24,26 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
+    /// The GPU that it is on.
+    fn gpu(&self) -> Option<u32> {
+        self.region.memory().gpu()
+    }
+
+    /// DLPack's name of where it is.
+    fn device(&self) -> (i32, i32) {
+        self.gpu().map_or((CPU, 0), |index| (CUDA, index as i32))
+    }
+
+    /// Type, shape and address, as NumPy and those that follow it for CUDA want them.
+    fn interface<'py>(&self, py: Python<'py>, version: u8) -> PyResult<Bound<'py, PyDict>> {
+        let interface = PyDict::new(py);
+        interface.set_item("version", version)?;
+        interface.set_item("shape", self.shape(py)?)?;
+        interface.set_item("typestr", dtype::typestr(self.dtype))?;
+        interface.set_item("data", (self.address, self.readonly))?;
+        Ok(interface)
+    }
+
     /// The whole of a place, or as much as the shape takes.
     pub(crate) fn new(
         (region, place): (Region, Range<usize>),
@@ -36,7 +58,11 @@ impl Tensor {
             let name = dtype::name(dtype);
             return Err(Failure::Invalid(format!("shape: {shape:?} of {name} does not fit the part's {room} bytes")));
         };
-        let address = region.at(place)?.as_ptr() as usize;
+        let address = match region.on_device() {
+            false => region.at(place)?.as_ptr() as usize,
+            true if place.end <= region.len() => region.base().as_ptr() as usize + place.start,
+            true => return Err(Failure::Invalid(format!("part: it ends at {} of {} bytes", place.end, region.len()))),
+        };
         let readonly = readonly || !region.writable();
         Ok(Self { region, address, bytes, dtype, shape, readonly })
     }
@@ -93,17 +119,30 @@ impl Tensor {
     /// NumPy's description of the memory; bfloat16 and FP8 appear as unsigned integers of their size.
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let interface = PyDict::new(py);
-        interface.set_item("version", 3)?;
-        interface.set_item("shape", self.shape(py)?)?;
-        interface.set_item("typestr", dtype::typestr(self.dtype))?;
-        interface.set_item("data", (self.address, self.readonly))?;
-        Ok(interface)
+        match self.gpu() {
+            None => self.interface(py, 3),
+            Some(index) => Err(PyAttributeError::new_err(format!("the tensor is on GPU {index}: NumPy cannot see it"))),
+        }
     }
 
-    /// The CPU.
+    /// The same description for CuPy, Numba and others that see a GPU's memory. No stream has to be waited for.
+    #[getter]
+    fn __cuda_array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        match self.gpu() {
+            Some(_) => self.interface(py, 3),
+            None => Err(PyAttributeError::new_err("the tensor is in host memory")),
+        }
+    }
+
+    /// `cpu`, or `cuda:N`.
+    #[getter(device)]
+    fn device_name(&self) -> String {
+        self.gpu().map_or("cpu".into(), |index| format!("cuda:{index}"))
+    }
+
+    /// The CPU or a GPU.
     fn __dlpack_device__(&self) -> (i32, i32) {
-        (CPU, 0)
+        self.device()
     }
 
     /// A capsule that shares the memory.
@@ -115,8 +154,11 @@ impl Tensor {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
-        if stream.is_some() || dl_device.is_some_and(|(kind, _)| kind != CPU) {
-            return Err(Failure::Device("the memory is the CPU's: it has no stream and no other device".into()).into());
+        let device = slf.get().device();
+        // Whoever is handed a slot of a GPU may use it on any stream at once.
+        if device.0 == CPU && stream.is_some() || dl_device.is_some_and(|wanted| wanted != device) {
+            let name = slf.get().device_name();
+            return Err(Failure::Device(format!("the memory is on {name}, and stays there")).into());
         }
         if copy == Some(true) {
             return Err(Failure::Invalid("copy: a slot is shared, not copied".into()).into());
@@ -131,7 +173,7 @@ impl Tensor {
         let mut held = Box::new(Held { shape, strides, _tensor: slf.clone().unbind(), legacy: None, versioned: None });
         let tensor = DlTensor {
             data: this.address as *mut c_void,
-            device: (CPU, 0),
+            device,
             dimensions: held.shape.len() as i32,
             dtype: DlType { code, bits, lanes: 1 },
             shape: held.shape.as_mut_ptr(),
@@ -158,12 +200,14 @@ impl Tensor {
 
     fn __repr__(&self) -> String {
         let access = if self.readonly { "read-only" } else { "writable" };
-        format!("stepmesh.Tensor(shape={:?}, dtype={}, {access})", self.shape, dtype::name(self.dtype))
+        let device = self.device_name();
+        format!("stepmesh.Tensor(shape={:?}, dtype={}, {device}, {access})", self.shape, dtype::name(self.dtype))
     }
 }
 
-/// DLPack's number for the CPU.
+/// DLPack's numbers.
 pub(crate) const CPU: i32 = 1;
+const CUDA: i32 = 2;
 const READ_ONLY: u64 = 1;
 pub(crate) const LEGACY: &CStr = c"dltensor";
 pub(crate) const VERSIONED: &CStr = c"dltensor_versioned";

@@ -118,6 +118,10 @@ unsafe impl Memory for Granted {
         true
     }
 
+    fn gpu(&self) -> Option<u32> {
+        self.block.gpu()
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -139,6 +143,10 @@ unsafe impl Memory for Imported {
 
     fn on_device(&self) -> bool {
         true
+    }
+
+    fn gpu(&self) -> Option<u32> {
+        self.memory.gpu()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -219,6 +219,10 @@ unsafe impl Memory for DeviceMemory {
         true
     }
 
+    fn gpu(&self) -> Option<u32> {
+        Some(self.context.index())
+    }
+
     fn dma_buf(&self) -> Option<DmaBuf<'_>> {
         self.dma_buf.as_ref().map(|fd| DmaBuf { fd: fd.as_fd(), offset: 0 })
     }
@@ -240,6 +244,10 @@ unsafe impl Memory for PeerMemory {
 
     fn on_device(&self) -> bool {
         true
+    }
+
+    fn gpu(&self) -> Option<u32> {
+        Some(self.context.index())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -37,6 +37,8 @@ impl Span {
 pub struct Stream {
     context: Arc<Context>,
     raw: CUstream,
+    /// Made here, and to be destroyed.
+    owned: bool,
     /// What work under way refers to. While the stream is captured, what the graph will refer to.
     held: Mutex<Vec<Arc<dyn Memory>>>,
 }
@@ -61,7 +63,15 @@ impl Stream {
         let (mut raw, flags) = (ptr::null_mut(), CUstream_flags::CU_STREAM_NON_BLOCKING as u32);
         // SAFETY: the pointer is valid; destroyed when this is dropped.
         context.call("cuStreamCreate", || unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
-        Ok(Self { context: context.clone(), raw, held: Mutex::default() })
+        Ok(Self { context: context.clone(), raw, owned: true, held: Mutex::default() })
+    }
+
+    /// A stream of an engine's, for gates and copies among its kernels. It stays the engine's.
+    ///
+    /// # Safety
+    /// `raw` is a stream of this GPU's primary context, and lives for as long as this does.
+    pub unsafe fn of_engine(context: &Arc<Context>, raw: CUstream) -> Self {
+        Self { context: context.clone(), raw, owned: false, held: Mutex::default() }
     }
 
     /// The GPU that it is of.
@@ -139,9 +149,13 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // What is still under way may wait for a gate for ever: it is not waited for, and what it refers to is not freed.
-        if !matches!(self.is_idle(), Ok(true)) {
+        // What is still under way may wait for a gate for ever: it is not waited for, and what it refers to is not freed. An
+        // engine's stream is not asked: that would spoil a capture of it.
+        if !self.owned || !matches!(self.is_idle(), Ok(true)) {
             std::mem::forget(std::mem::take(&mut *self.held()));
+        }
+        if !self.owned {
+            return;
         }
         // SAFETY: created once. Its work goes on.
         let _ = self.context.call("cuStreamDestroy", || unsafe { sys::cuStreamDestroy_v2(self.raw) });

@@ -99,6 +99,10 @@ unsafe impl Memory for Registered {
         self.memory.on_device()
     }
 
+    fn gpu(&self) -> Option<u32> {
+        self.memory.gpu()
+    }
+
     fn dma_buf(&self) -> Option<DmaBuf<'_>> {
         self.memory.dma_buf()
     }

@@ -35,6 +35,7 @@ from ._native import (
     AttentionMesh as _AttentionMesh,
     Batch,
     FfnMesh as _FfnMesh,
+    Gates,
     Part,
     Reply,
     Scheduler,

@@ -6,6 +6,8 @@ import ctypes
 import sys
 from typing import Any
 
+from .errors import DeviceUnsupported
+
 
 def _ml_dtype(name: str) -> Any:
     try:
@@ -15,10 +17,16 @@ def _ml_dtype(name: str) -> Any:
     return getattr(ml_dtypes, name, None)
 
 
+def _on_host(tensor: Any, whose: str) -> None:
+    if tensor.device != "cpu":
+        raise DeviceUnsupported(f"the tensor is on {tensor.device}: {whose} cannot see it")
+
+
 def to_numpy(tensor: Any) -> Any:
     """NumPy's view. bfloat16 and FP8 need ``ml_dtypes``; without it they appear as unsigned integers."""
     import numpy
 
+    _on_host(tensor, "NumPy")
     array = numpy.asarray(tensor)
     if tensor.dtype.startswith(("bfloat", "float8")):
         dtype = _ml_dtype(tensor.dtype)
@@ -28,12 +36,12 @@ def to_numpy(tensor: Any) -> Any:
 
 
 def to_torch(tensor: Any) -> Any:
-    """PyTorch's view. It knows no read-only memory: writing where ``tensor.readonly`` is true ends the process."""
+    """PyTorch's view, on the CPU or the GPU that the slot is on. PyTorch knows no read-only memory: writing where ``tensor.readonly`` is true ends the process."""
     import torch
 
     if tensor.nbytes == 0:
         dtype = torch.uint8 if tensor.dtype == "bytes" else getattr(torch, tensor.dtype)
-        return torch.empty(tensor.shape, dtype=dtype)
+        return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     if tensor.dtype.startswith("float8"):
         bits = torch.from_dlpack(tensor.view(tensor.shape, "uint8"))
         return bits.view(getattr(torch, tensor.dtype))
@@ -42,6 +50,7 @@ def to_torch(tensor: Any) -> Any:
 
 def to_memoryview(tensor: Any) -> memoryview:
     """The bytes, by the buffer protocol."""
+    _on_host(tensor, "the buffer protocol")
     array = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr)
     array._tensor = tensor  # Keeps the memory in being for as long as the view is.
     view = memoryview(array).cast("B")

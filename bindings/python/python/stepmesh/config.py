@@ -49,6 +49,9 @@ class Options:
     gid_index: int | None = None
     traffic_class: int = 0
     service_level: int = 0
+    #: The GPU that slots are to be on, as CUDA counts those that are visible: tensors are then CUDA's (shm, verbs), or the
+    #: CPU's in page-locked memory (tcp). None: host memory.
+    gpu: int | None = None
     #: How long a wait polls before it sleeps. Zero is right where there are fewer cores than pollers.
     spin_us: int = 0
     #: Who makes progress: the calls (``caller``), or a thread of the mesh's own (``thread``), pinned to ``cpu``.

@@ -6,7 +6,7 @@
 //! | `verbs` | device memory | its network device reads and writes it: dma-buf, else peer memory |
 //! | `tcp`, `mem` | pinned host memory, which streams copy to and from | as ever |
 
-use super::{Context, CudaError, DeviceMemory, ExportedMemory, PeerMemory, PinnedMemory};
+use super::{Context, DeviceMemory, ExportedMemory, PeerMemory, PinnedMemory};
 use crate::{
     Access, Completion, Descriptor, Device, Endpoint, LinkId, LinkSpec, Memory, Op, Placement, PostError, Properties,
     Provider, Region, RemoteRegion, TransportError, Waker, Work,
@@ -21,29 +21,18 @@ const MAGIC: &[u8; 8] = b"SMgpuR\x01\0";
 
 /// The same device, whose payload regions are reachable by the GPU's streams.
 pub fn beside(context: &Arc<Context>, device: Arc<dyn Device>) -> Arc<dyn Device> {
-    Arc::new(GpuDevice { inner: device, context: context.clone(), blocks: Mutex::default() })
+    Arc::new(GpuDevice { inner: device, context: context.clone(), granted: Arc::default() })
 }
 
 struct GpuDevice {
     inner: Arc<dyn Device>,
     context: Arc<Context>,
-    /// Device memory that peers were or are granted. It is given out again rather than freed: a peer may still have it open,
-    /// and the driver leaves undefined what becomes of that.
-    blocks: Mutex<Vec<Arc<DeviceMemory>>>,
+    granted: Arc<Kept>,
 }
 
-impl GpuDevice {
-    fn block(&self, len: usize) -> Result<Arc<DeviceMemory>, CudaError> {
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_free = |block: &&Arc<DeviceMemory>| Arc::strong_count(block) == 1 && block.len() >= len;
-        if let Some(block) = blocks.iter().filter(is_free).min_by_key(|block| block.len()) {
-            return Ok(block.clone());
-        }
-        let block = DeviceMemory::allocate(&self.context, len)?;
-        blocks.push(block.clone());
-        Ok(block)
-    }
-}
+/// Device memory that peers were granted. It is neither freed, because a peer may still have it open and the driver leaves
+/// undefined what becomes of that, nor given out again, because a former peer could write what a later one reads.
+type Kept = Mutex<Vec<Arc<DeviceMemory>>>;
 
 impl Device for GpuDevice {
     fn properties(&self) -> Properties {
@@ -68,7 +57,10 @@ impl Device for GpuDevice {
             return Err(TransportError::invalid("device memory is not placed: the driver chooses where it lies"));
         }
         match properties.maps_peer_memory {
-            true => Ok(Region::new(Arc::new(Granted { block: self.block(len)?, access }))),
+            true => {
+                let block = DeviceMemory::allocate(&self.context, len)?;
+                Ok(Region::new(Arc::new(Shareable { block, access })))
+            }
             false => self.inner.register(DeviceMemory::allocate(&self.context, len)?, access),
         }
     }
@@ -87,12 +79,12 @@ impl Device for GpuDevice {
         if !self.properties().maps_peer_memory {
             return Ok(inner);
         }
-        Ok(Box::new(GpuEndpoint { inner, context: self.context.clone(), granted: Vec::new() }))
+        Ok(Box::new(GpuEndpoint { inner, context: self.context.clone(), granted: self.granted.clone() }))
     }
 }
 
 /// Device memory of this side that peers may be granted.
-struct Granted {
+struct Shareable {
     block: Arc<DeviceMemory>,
     access: Access,
 }
@@ -105,7 +97,7 @@ struct Imported {
 }
 
 // SAFETY: all is the block's own promise.
-unsafe impl Memory for Granted {
+unsafe impl Memory for Shareable {
     fn base(&self) -> NonNull<u8> {
         self.block.base()
     }
@@ -158,8 +150,7 @@ unsafe impl Memory for Imported {
 struct GpuEndpoint {
     inner: Box<dyn Endpoint>,
     context: Arc<Context>,
-    /// What a link's peer has open, until the link is closed.
-    granted: Vec<(LinkId, Region)>,
+    granted: Arc<Kept>,
 }
 
 impl Endpoint for GpuEndpoint {
@@ -172,7 +163,7 @@ impl Endpoint for GpuEndpoint {
     }
 
     fn grant(&mut self, link: LinkId, region: &Region, access: Access) -> Result<Descriptor, TransportError> {
-        let Some(own) = region.memory().as_any().downcast_ref::<Granted>() else {
+        let Some(own) = region.memory().as_any().downcast_ref::<Shareable>() else {
             return self.inner.grant(link, region, access);
         };
         if access == Access::Local || access > own.access {
@@ -182,7 +173,10 @@ impl Endpoint for GpuEndpoint {
             )));
         }
         let grant = Grant { access, process: std::process::id(), memory: own.block.export()? };
-        self.granted.push((link, region.clone()));
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !granted.iter().any(|known| Arc::ptr_eq(known, &own.block)) {
+            granted.push(own.block.clone());
+        }
         Ok(grant.encode())
     }
 
@@ -213,7 +207,6 @@ impl Endpoint for GpuEndpoint {
 
     fn close(&mut self, link: LinkId) {
         self.inner.close(link);
-        self.granted.retain(|(of, _)| *of != link);
     }
 
     fn post(&mut self, link: LinkId, lane: u8, chain: &[Work<'_>]) -> Result<(), PostError> {

@@ -119,25 +119,28 @@ fn a_peer_reads_and_produces_in_device_memory_and_only_what_it_may() {
 }
 
 #[test]
-fn memory_that_a_peer_may_have_open_is_given_out_again_and_not_freed() {
-    with_double("device::memory_that_a_peer_may_have_open_is_given_out_again_and_not_freed", || {
-        let mut pair = Pair::new(Provider::Shm);
-        for _ in 0..5 {
-            let region = pair.device.allocate_payload(AREA, Access::PeerWrite, None).unwrap();
-            let remote = pair.share(&region, Access::PeerWrite).unwrap();
-            let second = pair.device.allocate_payload(AREA, Access::PeerWrite, None).unwrap();
-            assert_ne!(second.base(), region.base(), "one that is in use is not");
-            drop((region, second));
-            pair.close();
-            let third = pair.device.allocate_payload(AREA, Access::PeerWrite, None).unwrap();
-            assert_ne!(Some(third.base()), remote.mapped.as_ref().map(Region::base), "nor one that a peer looks at");
-            drop((remote, third));
-            pair.link();
-        }
-        assert_eq!(allocated(), 4 << 20);
-        drop(pair);
-        assert_eq!(allocated(), 0);
-    });
+fn memory_that_a_peer_was_granted_is_neither_freed_nor_given_out_again_while_the_device_is() {
+    with_double(
+        "device::memory_that_a_peer_was_granted_is_neither_freed_nor_given_out_again_while_the_device_is",
+        || {
+            let mut pair = Pair::new(Provider::Shm);
+            let mut bases = Vec::new();
+            for links in 1..=3 {
+                let region = pair.device.allocate_payload(AREA, Access::PeerWrite, None).unwrap();
+                let private = pair.device.allocate_payload(AREA, Access::PeerWrite, None).unwrap();
+                let remote = pair.share(&region, Access::PeerWrite).unwrap();
+                assert!(!bases.contains(&region.base()), "a former peer may write there");
+                bases.push(region.base());
+                drop((region, private));
+                pair.close();
+                drop(remote);
+                assert_eq!(allocated(), links * (2 << 20), "what nobody was granted is freed");
+                pair.link();
+            }
+            drop(pair);
+            assert_eq!(allocated(), 0);
+        },
+    );
 }
 
 #[test]
@@ -163,12 +166,7 @@ fn device_memory_has_no_place_and_damaged_descriptors_are_refused() {
                 matches!(refused, TransportError::Descriptor { .. } | TransportError::Cuda(CudaError::Peer { .. }));
             assert!(is_typed, "byte {at}: {refused}");
         }
-        drop(region);
-        pair.close();
-        pair.link();
-        let gone = pair.ends[1].import(pair.links[1], &descriptor, None);
-        // The block is kept for the next link, so this names memory that exists; once the device is gone, nothing does.
-        drop((gone, pair));
+        drop((region, pair));
         let mut other = Pair::new(Provider::Shm);
         assert!(matches!(
             other.ends[1].import(other.links[1], &descriptor, None),

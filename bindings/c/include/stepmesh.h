@@ -167,7 +167,7 @@ typedef struct {
   uint32_t rows;
   // Bytes of one row.
   uint32_t row_bytes;
-  // rows * row_bytes bytes.
+  // rows * row_bytes bytes: on the GPU if the slots are.
   const void *data;
 } StepmeshTensor;
 
@@ -234,6 +234,9 @@ typedef struct {
   uint64_t memory_limit_bytes;
   // How long to look for the scheduler, and then to wait to be admitted; zero means 30 s.
   uint32_t join_timeout_ms;
+  // One more than the GPU that the slots are to be on, as CUDA counts those that are visible; zero means host memory.
+  // Over tcp they are then page-locked host memory, which streams copy to and from.
+  uint32_t gpu_plus_one;
 } StepmeshOptions;
 
 // What a member is.
@@ -273,7 +276,8 @@ StepmeshStatus stepmesh_acquire(uint64_t handle,
                                 uint32_t microbatch);
 
 // Where a part of an acquired send slot lies: *bytes bytes at *data, to be filled before stepmesh_push_pull. The
-// address of a part never changes while the handle lives, but may be written only between acquire and push_pull.
+// address of a part never changes while the handle lives, but may be written only between acquire and push_pull. It is the
+// GPU's where the slots are on one.
 StepmeshStatus stepmesh_send_part(uint64_t handle,
                                   uint32_t microbatch,
                                   uint32_t part,

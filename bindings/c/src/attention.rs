@@ -4,7 +4,7 @@ use crate::arguments;
 use crate::event::Events;
 use crate::members::with_attention;
 use crate::status::{Failure, StepmeshStatus, guard};
-use crate::tensor::{Parts, StepmeshPart, StepmeshTensor};
+use crate::tensor::{Parts, StepmeshPart, StepmeshTensor, address};
 use std::ffi::c_void;
 use std::time::Duration;
 use stepmesh_mesh::{AttentionMesh, MeshError, Request, SendBuffer, Ticket};
@@ -97,7 +97,7 @@ impl Attention {
                 for (rank, tensors) in microbatch.replies.iter_mut().enumerate() {
                     tensors.clear();
                     let parts = reply.parts(rank).iter().enumerate();
-                    tensors.extend(parts.map(|(part, used)| StepmeshTensor::new(used, reply.part(rank, part))));
+                    tensors.extend(parts.map(|(part, used)| StepmeshTensor::new(used, reply.part_place(rank, part))));
                 }
                 microbatch.replied = true;
                 microbatch.ticket = None;
@@ -129,7 +129,8 @@ pub extern "C" fn stepmesh_acquire(handle: u64, microbatch: u32) -> StepmeshStat
 }
 
 /// Where a part of an acquired send slot lies: *bytes bytes at *data, to be filled before stepmesh_push_pull. The
-/// address of a part never changes while the handle lives, but may be written only between acquire and push_pull.
+/// address of a part never changes while the handle lives, but may be written only between acquire and push_pull. It is the
+/// GPU's where the slots are on one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn stepmesh_send_part(
     handle: u64,
@@ -144,12 +145,10 @@ pub unsafe extern "C" fn stepmesh_send_part(
         with_attention(handle, |attention| {
             let buffer = attention.microbatch(microbatch)?.buffer.as_mut();
             let buffer = buffer.ok_or_else(|| Failure::unknown(format!("microbatch {microbatch} is not acquired")))?;
-            let slot = buffer.part_mut(part as usize);
-            if slot.is_empty() {
-                return Err(Failure::unknown(format!("a request has no part {part}")));
-            }
-            bytes.write(slot.len());
-            data.write(slot.as_mut_ptr().cast());
+            let place = buffer.part_place(part as usize).filter(|(_, range)| !range.is_empty());
+            let place = place.ok_or_else(|| Failure::unknown(format!("a request has no part {part}")))?;
+            bytes.write(place.1.len());
+            data.write(address(&place));
             Ok(())
         })
     })

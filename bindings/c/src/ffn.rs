@@ -4,7 +4,7 @@ use crate::arguments;
 use crate::event::Events;
 use crate::members::with_ffn;
 use crate::status::{Failure, StepmeshStatus, guard};
-use crate::tensor::{Parts, StepmeshPart, StepmeshTensor};
+use crate::tensor::{Parts, StepmeshPart, StepmeshTensor, address};
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
 use stepmesh_mesh::{Batch, FfnMesh, Policy, Segment};
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn stepmesh_segment_part(
             let segment = ffn.segment(batch, segment)?;
             let sent = segment.parts().get(part as usize);
             let sent = sent.ok_or_else(|| Failure::unknown(format!("part {part} was not sent")))?;
-            out.write(StepmeshTensor::new(sent, segment.part(part as usize)));
+            out.write(StepmeshTensor::new(sent, segment.part_place(part as usize)));
             Ok(())
         })
     })
@@ -174,12 +174,10 @@ pub unsafe extern "C" fn stepmesh_segment_reply(
         // SAFETY: the crate's contract, for both.
         let (data, bytes) = unsafe { (arguments::out(data, "data")?, arguments::out(bytes, "bytes")?) };
         with_ffn(handle, |ffn| {
-            let slot = ffn.segment(batch, segment)?.reply_mut(part as usize);
-            if slot.is_empty() {
-                return Err(Failure::unknown(format!("a reply has no part {part}")));
-            }
-            bytes.write(slot.len());
-            data.write(slot.as_mut_ptr().cast());
+            let place = ffn.segment(batch, segment)?.reply_place(part as usize).filter(|(_, range)| !range.is_empty());
+            let place = place.ok_or_else(|| Failure::unknown(format!("a reply has no part {part}")))?;
+            bytes.write(place.1.len());
+            data.write(address(&place));
             Ok(())
         })
     })

@@ -70,6 +70,9 @@ pub struct StepmeshOptions {
     pub memory_limit_bytes: u64,
     /// How long to look for the scheduler, and then to wait to be admitted; zero means 30 s.
     pub join_timeout_ms: u32,
+    /// One more than the GPU that the slots are to be on, as CUDA counts those that are visible; zero means host memory.
+    /// Over tcp they are then page-locked host memory, which streams copy to and from.
+    pub gpu_plus_one: u32,
 }
 
 /// The options, checked.
@@ -99,7 +102,7 @@ unsafe fn read(options: *const StepmeshOptions) -> Result<Joining, Failure> {
         transport if transport == StepmeshTransport::Verbs as u32 => Provider::Verbs,
         other => return Err(Failure::invalid(format!("{other} is no transport"))),
     };
-    let mut device = DeviceOptions::default();
+    let mut device = DeviceOptions { gpu: given.gpu_plus_one.checked_sub(1), ..DeviceOptions::default() };
     if let Some(address) = address {
         device.address =
             address.parse().map_err(|_| Failure::invalid(format!("address `{address}` is no IP address")))?;

@@ -3,7 +3,9 @@
 use crate::arguments;
 use crate::status::Failure;
 use std::ffi::c_void;
+use std::ops::Range;
 use stepmesh_proto::{Dtype, MAX_PARTS, Part};
+use stepmesh_transport::Region;
 
 /// Element types. The mesh moves bytes; the type is carried along.
 #[repr(C)]
@@ -86,7 +88,7 @@ pub struct StepmeshTensor {
     pub rows: u32,
     /// Bytes of one row.
     pub row_bytes: u32,
-    /// rows * row_bytes bytes.
+    /// rows * row_bytes bytes: on the GPU if the slots are.
     pub data: *const c_void,
 }
 
@@ -94,15 +96,20 @@ pub struct StepmeshTensor {
 unsafe impl Send for StepmeshTensor {}
 
 impl StepmeshTensor {
-    pub(crate) fn new(part: &Part, bytes: &[u8]) -> Self {
+    pub(crate) fn new(part: &Part, place: Option<(Region, Range<usize>)>) -> Self {
         Self {
             key: part.key,
             dtype: u32::from(part.dtype as u8),
             rows: part.rows,
             row_bytes: part.row_bytes,
-            data: bytes.as_ptr().cast(),
+            data: place.map_or(std::ptr::null_mut(), |place| address(&place)),
         }
     }
+}
+
+/// Where a place begins: in this process's memory or on a GPU.
+pub(crate) fn address((region, range): &(Region, Range<usize>)) -> *mut c_void {
+    region.base().as_ptr().wrapping_add(range.start).cast()
 }
 
 /// The mesh's parts, and how many of them are in use.

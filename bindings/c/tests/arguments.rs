@@ -28,6 +28,7 @@ fn nothing() -> StepmeshOptions {
         reply_parts: 0,
         memory_limit_bytes: 0,
         join_timeout_ms: 1,
+        gpu_plus_one: 0,
     }
 }
 

@@ -60,6 +60,8 @@ fn echo(program: &Path) {
     let scheduler = spawn(ServeOptions::new(SchedulerOptions::new(1, 1))).unwrap();
     let start = |side: &str| {
         let mut command = Command::new(program);
+        // Else it is an older build's library that is found.
+        command.env_remove("LD_LIBRARY_PATH");
         command.args([side, &scheduler.url(), "100"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let sides = [start("ffn"), start("attention")];

@@ -140,6 +140,7 @@ macro_rules! member {
                         hello_timeout: Duration::from_millis(self.hello_timeout_ms),
                         spin: Duration::from_micros(self.spin_us),
                         busy_poll: Duration::from_micros(self.tcp_busy_poll_us),
+                        gpu: None,
                         verbs: VerbsOptions {
                             devices: self.verbs_devices.clone().map(Vec::from).unwrap_or_default(),
                             connect: self.verbs_connect.into(),

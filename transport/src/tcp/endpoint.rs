@@ -44,6 +44,8 @@ pub(super) struct TcpEndpoint {
     /// The lanes that a poll looks at without asking the kernel for events first.
     pub(super) lively: Lively,
     polls: u32,
+    /// When the waiting began that no byte has ended yet.
+    pub(super) idle_since: Option<Instant>,
     /// Somebody wants to be accepted.
     pub(super) knock: bool,
     /// When to look for connections again, having run out of files.
@@ -75,6 +77,7 @@ impl TcpEndpoint {
             turns: VecDeque::new(),
             lively: Lively::default(),
             polls: 0,
+            idle_since: None,
             knock: false,
             deaf_until: None,
             deadline: None,
@@ -292,9 +295,16 @@ impl Endpoint for TcpEndpoint {
         if self.has_turns() {
             return Ok(());
         }
+        let start = Instant::now();
+        // A poll that tries the lively sockets is quicker than to ask for events first and to try the socket then.
+        if !self.spin.is_zero() && !self.lively.is_empty() {
+            let since = *self.idle_since.get_or_insert(start);
+            if start - since < self.spin {
+                return Ok(());
+            }
+        }
         self.polls = 0;
         self.set_apart(false);
-        let start = Instant::now();
         let timeout = self.deadline.map_or(timeout, |due| timeout.min(due.saturating_duration_since(start)));
         let spin = self.spin.min(timeout);
         while start.elapsed() < spin {

@@ -7,7 +7,8 @@ use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
 
-const STAGE_BYTES: usize = 8 << 10;
+/// Room for a transfer of a token or two: it comes with one call.
+const STAGE_BYTES: usize = 32 << 10;
 
 /// What happens when a body is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -140,7 +140,11 @@ impl TcpEndpoint {
             },
             Seat::Open(open) => {
                 let served = open.serve(&link.grants, hangup, completions, limit);
-                if !self.lively.note(id, lane, open.take_moved()) {
+                let moved = open.take_moved();
+                if moved {
+                    self.idle_since = None;
+                }
+                if !self.lively.note(id, lane, moved) {
                     open.set_apart(&self.poller, false);
                 }
                 match served {

@@ -4,6 +4,7 @@ use crate::{Region, TransportError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -19,7 +20,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Places that one call sends from.
 const PARTS: usize = 16;
 /// Up to here it is quicker to bring several places together than to have the kernel look at each.
-const TOGETHER: usize = 512;
+const TOGETHER: usize = 8 << 10;
 
 /// A non-blocking listener; what it accepts inherits `busy_poll`.
 pub(super) fn listen(address: SocketAddr, busy_poll: Duration) -> Result<TcpListener, TransportError> {
@@ -126,7 +127,7 @@ impl<'a> Gather<'a> {
     pub(super) fn send(&mut self, socket: &TcpStream) -> io::Result<usize> {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         let parts = &self.parts[..self.count];
-        let mut together = [0u8; TOGETHER];
+        let mut together = [MaybeUninit::<u8>::uninit(); TOGETHER];
         let single = match parts {
             [part] => Some((part.iov_base.cast_const(), part.iov_len)),
             _ if self.bytes <= TOGETHER => {
@@ -135,7 +136,7 @@ impl<'a> Gather<'a> {
                     // SAFETY: each part was filled by `push` from memory borrowed for 'a; together they have `self.bytes`.
                     unsafe {
                         let to = together.as_mut_ptr().add(filled);
-                        std::ptr::copy_nonoverlapping(part.iov_base.cast_const().cast(), to, part.iov_len);
+                        ptr::copy_nonoverlapping(part.iov_base.cast_const().cast(), to, part.iov_len);
                     }
                     filled += part.iov_len;
                 }

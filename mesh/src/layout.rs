@@ -46,8 +46,15 @@ pub struct SlotLayout {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     parts: Vec<PartSpec>,
-    offsets: Vec<usize>,
+    places: Vec<Place>,
     slot_bytes: usize,
+}
+
+/// Where a part lies in its slot: what every transfer is checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    offset: u32,
+    bytes: u64,
 }
 
 impl Plan {
@@ -58,10 +65,10 @@ impl Plan {
                 parts.len()
             )));
         }
-        let mut offsets = Vec::with_capacity(parts.len());
+        let mut places = Vec::with_capacity(parts.len());
         let mut end = 0_usize;
         for (index, part) in parts.iter().enumerate() {
-            offsets.push(end);
+            places.push(Place { offset: end as u32, bytes: part.bytes() });
             let next = usize::try_from(part.bytes())
                 .ok()
                 .and_then(|bytes| end.checked_add(bytes)?.checked_next_multiple_of(PART_ALIGNMENT))
@@ -73,7 +80,30 @@ impl Plan {
                 ))
             })?;
         }
-        Ok(Self { parts, offsets, slot_bytes: end })
+        Ok(Self { parts, places, slot_bytes: end })
+    }
+}
+
+impl Plan {
+    /// What is wrong with parts that do not fit.
+    #[cold]
+    fn misfit(&self, direction: Direction, parts: &[Part]) -> MeshError {
+        for (index, part) in parts.iter().enumerate() {
+            let Some(Place { offset, bytes }) = self.places.get(index) else {
+                let count = self.places.len();
+                return MeshError::Transfer(format!(
+                    "part {index} of a {direction:?} transfer: the layout has {count} parts"
+                ));
+            };
+            if part.bytes() > *bytes || part.offset != *offset {
+                let Part { key, rows, row_bytes, offset: at, .. } = part;
+                return MeshError::Transfer(format!(
+                    "part {index} (key {key}) of {rows} rows of {row_bytes} bytes at {at} does not fit its place of {bytes} \
+                     bytes at {offset}"
+                ));
+            }
+        }
+        MeshError::Transfer("the parts do not fit".into())
     }
 }
 
@@ -115,14 +145,15 @@ impl SlotLayout {
 
     /// First byte of a part in its slot's payload.
     pub fn part_offset(&self, direction: Direction, part: usize) -> Option<usize> {
-        self.plan(direction).offsets.get(part).copied()
+        self.plan(direction).places.get(part).map(|place| place.offset as usize)
     }
 
     /// Where a part lies in its area, as long as the layout allows.
     pub fn part_range(&self, direction: Direction, slot: u16, part: usize) -> Option<Range<usize>> {
         let plan = self.plan(direction);
-        let start = self.slot_offset(direction, slot) + plan.offsets.get(part)?;
-        (slot < self.microbatches).then(|| start..start + plan.parts[part].bytes() as usize)
+        let place = plan.places.get(part)?;
+        let start = self.slot_offset(direction, slot) + place.offset as usize;
+        (slot < self.microbatches).then(|| start..start + place.bytes as usize)
     }
 
     /// Bytes of one peer's payload area, whole pages: the stride between ranks.
@@ -154,32 +185,18 @@ impl SlotLayout {
     /// Whether `part` of a transfer lies where the layout puts it and fits there.
     pub fn check(&self, direction: Direction, header: &Header) -> Result<(), MeshError> {
         let plan = self.plan(direction);
-        for (index, part) in header.parts().iter().enumerate() {
-            let (Some(spec), Some(&offset)) = (plan.parts.get(index), plan.offsets.get(index)) else {
-                return Err(MeshError::Transfer(format!(
-                    "part {index} of a {direction:?} transfer: the layout has {} parts",
-                    plan.parts.len()
-                )));
-            };
-            if part.bytes() > spec.bytes() || part.offset as usize != offset {
-                return Err(MeshError::Transfer(format!(
-                    "part {index} (key {}) of {} rows of {} bytes at {} does not fit its place of {} bytes at {offset}",
-                    part.key,
-                    part.rows,
-                    part.row_bytes,
-                    part.offset,
-                    spec.bytes()
-                )));
-            }
+        let fits = |(part, place): (&Part, &Place)| part.bytes() <= place.bytes && part.offset == place.offset;
+        if header.parts().len() <= plan.places.len() && header.parts().iter().zip(&plan.places).all(fits) {
+            return Ok(());
         }
-        Ok(())
+        Err(plan.misfit(direction, header.parts()))
     }
 
     /// Puts each part at its offset; refuses what does not fit.
     pub fn place(&self, direction: Direction, parts: &[Part], header: &mut Header) -> Result<(), MeshError> {
         header.set_parts(parts).map_err(|error| MeshError::Transfer(error.to_string()))?;
-        for (index, part) in header.parts_mut().iter_mut().enumerate() {
-            part.offset = self.part_offset(direction, index).unwrap_or_default() as u32;
+        for (part, place) in header.parts_mut().iter_mut().zip(&self.plan(direction).places) {
+            part.offset = place.offset;
         }
         self.check(direction, header)
     }

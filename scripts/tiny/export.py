@@ -128,7 +128,7 @@ def sampled(model, tokenizer, count, ends, seed=5, temperature=0.8, top_p=0.95):
     return [tokenizer.decode(continuation(model, begin, 250, ends, choose)) for _ in range(count)]
 
 
-def write_golden(directory, tokenizer, converged, count=200):
+def write_golden(directory, tokenizer, count=200):
     """What PyTorch makes of the checkpoint: held-out losses, greedy continuations, how many stories parse."""
     model = read_checkpoint(directory)
     ends = json.loads((directory / "config.json").read_text())["eos_token_id"]
@@ -149,8 +149,8 @@ def write_golden(directory, tokenizer, converged, count=200):
             "stories": count, "tokens": tokens, "loss_f32": loss,
             "loss_bf16": held_out_loss(half, tokenizer, stories)[0],
             "loss_w8a8": held_out_loss(w8a8(model), tokenizer, stories)[0],
+            "entropy": corpus.entropy(tokenizer, count),
         },
-        "converged": converged,
         "sampled": {
             "stories": count, "in_grammar": sum(grammar.check(text, strict=False) is None for text in told),
             "names_straight": sum(grammar.check(text) is None for text in told),

@@ -11,6 +11,7 @@ with an opening; forms say what must hold before (who holds what) and what holds
 """
 
 import argparse
+import math
 import random
 import re
 import sys
@@ -26,13 +27,13 @@ THINGS = (
     "feather shell coin blanket brush ladder wheel cup knife violin box scarf stone"
 ).split()
 ADJECTIVES = (
-    "red blue green old new small heavy golden silver wooden broken bright strange pretty dusty round warm black white "
+    "red blue green grey new small heavy golden silver wooden broken bright strange pretty dusty round warm black white "
     "yellow shiny plain tiny long"
 ).split()
 FEELINGS = "happy sad tired proud curious brave hungry thankful worried glad calm quiet".split()
 KINDS = {"girl": "she", "woman": "she", "boy": "he", "man": "he"}
 JOBS = "baker farmer sailor teacher painter miller hunter singer tailor weaver fisher gardener".split()
-ANIMALS = "dog cat horse goat bird fox owl hen".split()
+ANIMALS = "dog cat horse goat bird fox goose hen".split()
 
 # Openings of a sentence in the middle of a story.
 OPENINGS = [
@@ -41,7 +42,7 @@ OPENINGS = [
 ]
 
 # What may follow a sentence of the kinds in TAILED, before its full stop.
-TAILS = ["", "", "", "", " with a smile", " before supper", " while the sun shines", " as the wind blows", " and hums a song"]
+TAILS = ["", "", "", "", " with a smile", " before supper", " while the sun shines", " as the wind blows", " without a word"]
 TAILED = {"meet", "get", "use", "give", "lose", "find", "go"}
 
 # kind, text. {N}: a person who is new; {P}, {Q}: two people who are known; {S}: the pronoun of the last one who did
@@ -51,16 +52,17 @@ FORMS = [
     ("open", "{N} is a {kind} who lives near the {L}."),
     ("open", "Once there was a {kind} named {N} who lived by the {L}."),
     ("open", "In a house by the {L} lives a {kind} named {N}."),
-    ("open", "There is a {kind} in the {L} whose name is {N}."),
+    ("open", "There is a {kind} by the {L} whose name is {N}."),
     ("job", "{P} works as a {job} and likes the {L}."),
     ("job", "{S} is a good {job} and has a {animal}."),
-    ("job", "{P} has a {animal} that sleeps in the {L}."),
-    ("meet", "{P} meets a {kind} named {N} in the {L}."),
+    ("job", "{P} has a {animal} that sleeps near the {L}."),
+    ("job", "{P} works by the {K} as a {job}."),
+    ("meet", "{P} meets a {kind} named {N} by the {L}."),
     ("meet", "{P} has a friend named {N} who is a {kind}."),
     ("meet", "a {kind} named {N} comes to the {L} and greets {P}."),
-    ("get", "{P} finds a {A} in the {L}."),
-    ("get", "{P} buys a {A} at the {L}."),
-    ("get", "{P} makes a {A} in the {L}."),
+    ("get", "{P} finds a {A} near the {L}."),
+    ("get", "{P} buys a {A} by the {L}."),
+    ("get", "{P} makes a {A} by the {L}."),
     ("get", "{P} sees a {A} under a tree and takes it home."),
     ("use", "{P} carries the {T} to the {L}."),
     ("use", "{P} looks at the {T} for a long time."),
@@ -68,37 +70,43 @@ FORMS = [
     ("use", "{P} shows the {T} to {Q}."),
     ("use", "{P} puts the {T} on the table."),
     ("use", "{P} keeps the {T} in a safe place."),
+    ("use", "{P} takes the {T} back to the {K}."),
+    ("use", "{P} looks at the {T} and thinks of the {K}."),
     ("give", "{P} gives the {T} to {Q}."),
     ("give", "{P} lends the {T} to {Q} for a day."),
     ("give", "{P} brings {Q} the {T}."),
     ("give", "{P} is kind and lets {Q} have the {T}."),
     ("lose", "{P} loses the {T} near the {L}."),
-    ("lose", "{P} leaves the {T} at the {L}."),
-    ("lose", "{P} drops the {T} in the {L} and does not notice."),
+    ("lose", "{P} leaves the {T} by the {L}."),
+    ("lose", "{P} drops the {T} by the {L} and does not notice."),
     ("seek", "{P} looks for the {T} everywhere."),
     ("seek", "{P} and {Q} search for the {T} until dark."),
     ("seek", "{P} asks {Q} where the {T} is."),
     ("find", "{P} goes back to the {K} and finds the {T}."),
-    ("find", "{P} sees the {T} at the {K} and picks it up."),
+    ("find", "{P} sees the {T} by the {K} and picks it up."),
     ("find", "{P} returns to the {K} where the {T} still lies."),
     ("go", "{P} walks to the {L}."),
     ("go", "{P} runs to the {L} with a {animal}."),
     ("go", "{P} and {Q} go to the {L} together."),
-    ("go", "{P} rests at the {K} and listens to the wind."),
+    ("go", "{P} rests by the {K} and listens to the wind."),
+    ("go", "{P} goes back to the {K} and waits there."),
+    ("go", "{P} and {Q} return to the {K}."),
     ("feel", "{S} is {feeling}."),
     ("feel", "{S} feels {feeling} and smiles."),
     ("feel", "{S} is {feeling} but does not say so."),
+    ("feel", "{S} thinks of the {K} and is {feeling}."),
     ("say", "{P} tells {Q} about the {T}."),
     ("say", "{P} tells {Q} a story about the {K}."),
     ("say", "{P} thanks {Q} and is {feeling}."),
     ("say", "{P} asks {Q} to come to the {K}."),
+    ("say", "{P} shows {Q} the way to the {K}."),
     ("say", "{Q} laughs and {P} laughs too."),
     ("close", "{P} and {Q} walk home from the {K} as friends."),
     ("close", "from that day {P} and {Q} are good friends."),
     ("close", "{P} holds the {T} and thinks of {Q}."),
-    ("close", "{P} goes to sleep and dreams of the {T}."),
-    ("close", "{P} and {Q} eat bread and soup by the fire."),
-    ("close", "everyone in the {K} is {feeling} and the day is over."),
+    ("close", "{P} goes to sleep by the {K} and dreams of the {T}."),
+    ("close", "{P} and {Q} eat bread and soup by the {K}."),
+    ("close", "everyone near the {K} is {feeling} and the day is over."),
 ]
 # A story ends with one of these before its last sentence's form.
 ENDINGS = ["At last ", "In the end ", "That night ", "Finally "]
@@ -228,20 +236,24 @@ def fill(rng, form, kind, state, wish):
     return slots
 
 
+def chance(rng, share):
+    return rng.chance(share) if isinstance(rng, Every) else rng.random() < share
+
+
 def plan(rng):
     """The kinds of a story's sentences."""
     yield "open"
-    if rng.random() < 0.4:
+    if chance(rng, 0.4):
         yield "job"
-    first, second = ("get", "meet") if rng.random() < 0.5 else ("meet", "get")
+    first, second = ("get", "meet") if chance(rng, 0.5) else ("meet", "get")
     yield first
-    if rng.random() < 0.3:
+    if chance(rng, 0.3):
         yield "feel"
     yield second
     plot = rng.choice(["give", "lose", "use", "go"])
     if plot == "give":
         yield from rng.choice([["use", "give"], ["give", "feel"], ["say", "give"], ["give"]])
-        if rng.random() < 0.4:
+        if chance(rng, 0.4):
             yield "use"
     elif plot == "lose":
         yield from rng.choice([["lose", "seek", "find"], ["lose", "feel", "find"], ["lose", "seek", "feel", "find"]])
@@ -254,8 +266,14 @@ def plan(rng):
 
 def story(rng, wish=()):
     """One story. It honours the names and things in `wish`."""
-    state, sentences = State(), []
-    for kind in plan(rng):
+    return tell(rng, plan(rng), wish)[0]
+
+
+def tell(rng, kinds, wish=()):
+    """A story of sentences of these kinds, and how surprising it is where nothing is wished for: the negative logarithm of
+    its probability among the stories of these kinds."""
+    state, sentences, surprise = State(), [], 0.0
+    for kind in kinds:
         while True:
             form = rng.choice([text for form_kind, text in FORMS if form_kind == kind])
             slots = fill(rng, form, kind, state, wish)
@@ -264,16 +282,96 @@ def story(rng, wish=()):
             after = step(state, kind, slots)
             if isinstance(after, State):
                 break
+        surprise += sentence_surprise(kind, slots, state)
         text = SLOT.sub(lambda slot: slots[slot[1]], form)
-        if kind == "close":
-            text = rng.choice(ENDINGS) + text
-        elif kind != "open":
-            text = rng.choice(OPENINGS) + text
+        if kind != "open":
+            beginnings = ENDINGS if kind == "close" else OPENINGS
+            beginning = rng.choice(beginnings)
+            surprise -= math.log(beginnings.count(beginning) / len(beginnings))
+            text = beginning + text
         if kind in TAILED:
-            text = text[:-1] + rng.choice(TAILS) + "."
+            tail = rng.choice(TAILS)
+            surprise -= math.log(TAILS.count(tail) / len(TAILS))
+            text = text[:-1] + tail + "."
         sentences.append(capital(text))
         state = after
-    return " ".join(sentences)
+    return " ".join(sentences), surprise
+
+
+def sentence_surprise(kind, slots, state):
+    """The negative logarithm of the probability of a form and its words, after what the story has told so far."""
+    forms = [form for form_kind, form in FORMS if form_kind == kind]
+    # A form whose words cannot be had is drawn again; whether they can depends on the state only.
+    possible = sum(fill(random.Random(0), form, kind, state, ()) is not None for form in forms)
+    ways = [possible]
+    people = len(state.people)
+    holder_first = kind in ("use", "give", "lose") or (kind == "close" and "holds" in slots["form"])
+    for name in SLOT.findall(slots["form"]):
+        if name == "N":
+            ways.append(len(GENDER) - people)
+        elif name == "kind":
+            ways.append(2)
+        elif name in ("P", "Q"):
+            ways.append(1 if holder_first and name == "P" else people)
+            people -= 1
+        elif name == "A":
+            ways.append(len(ADJECTIVES) * len(THINGS))
+        elif name == "K" and kind != "find":
+            ways.append(len(state.places) / state.places.count(slots["K"]))
+        elif name in ("L", "job", "animal", "feeling"):
+            ways.append(len(WORDS[name]))
+    return sum(map(math.log, ways))
+
+
+class Every:
+    """In place of a generator of random numbers: takes every way through `plan` in turn, and knows its probability."""
+
+    def __init__(self):
+        self.taken, self.depth, self.probability = [], 0, 1.0
+
+    def pick(self, weights):
+        if self.depth == len(self.taken):
+            self.taken.append([0, len(weights)])
+        index = self.taken[self.depth][0]
+        self.depth += 1
+        self.probability *= weights[index]
+        return index
+
+    def choice(self, options):
+        return options[self.pick([1 / len(options)] * len(options))]
+
+    def chance(self, share):
+        return self.pick([share, 1 - share]) == 0
+
+    def advance(self):
+        """The next way; False when there is none."""
+        while self.taken and self.taken[-1][0] + 1 == self.taken[-1][1]:
+            self.taken.pop()
+        if not self.taken:
+            return False
+        self.taken[-1][0] += 1
+        self.depth, self.probability = 0, 1.0
+        return True
+
+
+def plans():
+    """Every sequence of kinds, with its probability."""
+    found, every = {}, Every()
+    while True:
+        kinds = tuple(plan(every))
+        found[kinds] = found.get(kinds, 0.0) + every.probability
+        if not every.advance():
+            return found
+
+
+def surprises(seed):
+    """The stories of `stories`, each with the negative logarithm of its probability: what a model that knew the grammar
+    would lose on it, and no model less on the mean."""
+    rng, known = random.Random(seed), plans()
+    while True:
+        kinds = []
+        text, surprise = tell(rng, (kinds.append(kind) or kind for kind in plan(rng)))
+        yield text, surprise - math.log(known[tuple(kinds)])
 
 
 def stories(seed):
@@ -360,6 +458,17 @@ def self_test():
             rng.shuffle(mixed)
             if mixed != sentence.split():
                 assert check(text.replace(sentence, " ".join(mixed))) is not None, (sentence, mixed)
+    assert abs(sum(plans().values()) - 1) < 1e-9
+    for text, (again, surprise), _ in zip(stories(3), surprises(3), range(100)):
+        assert text == again and surprise > 0
+    # Of all stories of one kind that are told often, each comes as often as it is said to.
+    rng, counts, said = random.Random(5), {}, {}
+    for _ in range(60_000):
+        text, surprise = tell(rng, ["open"])
+        form = next(form for _, form, pattern in PATTERNS if pattern.fullmatch(text))
+        counts[form], said[form] = counts.get(form, 0) + 1, surprise
+    assert len(counts) == 4 and all(abs(count / 15_000 - 1) < 0.05 for count in counts.values()), counts
+    assert all(abs(surprise - math.log(4 * len(GENDER) * 2 * len(PLACES))) < 1e-9 for surprise in said.values()), said
     for _ in range(200):
         asked, text = request(rng)
         assert check(text) is None and all(word in text for word in [*GENDER, *THINGS] if word in asked.split()), text

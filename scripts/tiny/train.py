@@ -1,4 +1,4 @@
-"""Training: AdamW on fresh stories for a given time, with what a longer run would gain told at the end."""
+"""Training: Muon (AdamW outside the layers) on fresh stories for a given time, with what a longer run would gain told at the end."""
 
 import math
 import sys
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import corpus
 from model import Step3
+from muon import Muon
 
 
 def losses(model, batch):
@@ -32,10 +33,12 @@ def train(config, tokenizer, seed, minutes, keep, rows=32, peak=3e-3):
     """A trained model. `keep(model, told)` is called every few minutes with a line about how far it is."""
     torch.manual_seed(seed)
     model = Step3(config)
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
+    layers = list(model.model.layers.parameters())
+    outside = [model.model.embed_tokens.weight, model.model.norm.weight, model.lm_head.weight]
+    optimisers = [
+        Muon([weight for weight in layers if weight.dim() > 1], peak),
+        torch.optim.AdamW([weight for weight in layers if weight.dim() == 1] + outside, peak, (0.9, 0.95), weight_decay=0.0),
+    ]
     stories = corpus.held_out(1000)
     started, seconds = time.monotonic(), minutes * 60
     kept, seen, warm_up = started, 0, 100
@@ -45,19 +48,20 @@ def train(config, tokenizer, seed, minutes, keep, rows=32, peak=3e-3):
             break
         share = elapsed / seconds
         rate = peak * min(1.0, (number + 1) / warm_up) * (0.03 + 0.97 * (1 + math.cos(math.pi * share)) / 2)
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = rate
         loss, count = losses(model, batch)
         mean = loss / count
         (mean + 0.01 * model.balance()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         seen += int(count)
         if number % 20 == 0:
             left = (seconds - elapsed) / 60
             speed = seen / max(time.monotonic() - started, 1e-3)
-            line = f"{100 * share:5.1f} %  {seen / 1e6:6.2f} M tokens  {speed:6.0f} tokens/s  loss {float(mean):.4f}  {left:.1f} min left"
+            line = f"{100 * share:5.1f} %  {seen / 1e6:6.2f} M tokens  {speed:6.0f} tokens/s  loss {mean.item():.4f}  {left:.1f} min left"
             print(f"\r{line}", end="", file=sys.stderr, flush=True)
         if time.monotonic() - kept > 240:
             kept = time.monotonic()

@@ -123,9 +123,9 @@ fn hyphened(message: &str) -> String {
 /// Beginnings that the carried model continues when none is given.
 const DEFAULT_TEXTS: [&str; 4] = [
     "Once there was a girl named Anna who lived by the lighthouse.",
-    "Tom is a boy who lives near the harbor. Tom finds a golden key in the",
+    "Tom is a boy who lives near the harbor. Tom finds a golden key near the",
     "In a house by the river lives a woman named Grace.",
-    "There is a man in the village whose name is Oscar. Oscar has a friend named Nora who is a",
+    "There is a man by the village whose name is Oscar. Oscar has a friend named Nora who is a",
 ];
 
 /// Short, repetitive, minimal and long prompts, for a model without a tokenizer.

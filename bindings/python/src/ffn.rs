@@ -261,11 +261,20 @@ impl FfnMesh {
         timeout: Option<f64>,
     ) -> PyResult<Option<Batch>> {
         let (policy, timeout) = (self::policy(policy)?, seconds(timeout)?);
-        let batch = self.shared.wait(py, timeout, |ffn| {
-            ffn.policy = policy;
-            ffn.try_next_batch(policy).map(Ok)
+        // Before the first poll, which else would ask by the policy of an earlier call.
+        self.shared.with(py, |ffn| {
+            ffn.wanted = Some(policy);
+            Ok(())
         })?;
-        Ok(batch.map(|batch| Batch {
+        let batch = self.shared.wait(py, timeout, |ffn| {
+            let batch = ffn.try_next_batch(policy);
+            ffn.wanted = if batch.is_some() { None } else { Some(policy) };
+            batch.map(Ok)
+        });
+        if !matches!(batch, Ok(Some(_))) {
+            let _ = self.shared.with_unattached(|ffn| ffn.wanted = None);
+        }
+        Ok(batch?.map(|batch| Batch {
             microbatch: batch.microbatch,
             group: batch.group,
             segments: batch.segments.len(),

@@ -281,8 +281,8 @@ pub(crate) struct Ffn {
     pub(crate) attention: usize,
     pub(crate) ffn: usize,
     pub(crate) news: News,
-    /// What a threaded engine is asked for while its caller sleeps.
-    pub(crate) policy: Policy,
+    /// What a threaded engine is asked for meanwhile, if somebody waits for a batch: nobody else's policy may release one.
+    pub(crate) wanted: Option<Policy>,
 }
 
 impl Ffn {
@@ -300,7 +300,7 @@ impl Ffn {
                 (FfnKind::Threaded { engine, released: VecDeque::new() }, waker)
             }
         };
-        Ok((Self { kind, rank, attention, ffn, news: News::default(), policy: Policy::All }, waker))
+        Ok((Self { kind, rank, attention, ffn, news: News::default(), wanted: None }, waker))
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -352,7 +352,9 @@ impl Driven for Ffn {
         match &mut self.kind {
             FfnKind::Driven(mesh) => mesh.poll()?,
             FfnKind::Threaded { engine, released } => {
-                while let Some(batch) = engine.next_batch(self.policy, Duration::ZERO)? {
+                while let Some(policy) = self.wanted
+                    && let Some(batch) = engine.next_batch(policy, Duration::ZERO)?
+                {
                     released.push_back(batch);
                 }
             }
@@ -375,8 +377,9 @@ impl Driven for Ffn {
             FfnKind::Driven(mesh) => mesh.sleep(deadline),
             FfnKind::Threaded { engine, released } => {
                 let left = deadline.saturating_duration_since(Instant::now()).min(SHARE);
-                if let Some(batch) = engine.next_batch(self.policy, left)? {
-                    released.push_back(batch);
+                match self.wanted {
+                    Some(policy) => released.extend(engine.next_batch(policy, left)?),
+                    None => engine.sleep(left),
                 }
                 Ok(())
             }

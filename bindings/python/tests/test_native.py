@@ -69,6 +69,63 @@ class Pair:
         assert not self.failures, self.failures
 
 
+@pytest.mark.parametrize("progress", ["caller", "thread"])
+def test_a_batch_is_released_by_the_policy_of_its_own_call(progress):
+    spec = [stepmesh.PartSpec(8, 1)]
+    with stepmesh.Scheduler(attention=2, ffn=1) as scheduler:
+        options = stepmesh.Options(
+            scheduler.url, stepmesh.Layout(spec, spec, microbatches=1), transport="tcp", progress=progress
+        )
+        meshes: list[stepmesh.AttentionMesh] = [None, None]  # type: ignore[list-item]
+
+        def join(rank: int) -> None:
+            meshes[rank] = stepmesh.AttentionMesh(options)
+            meshes[rank].wait_complete()
+
+        joining = [threading.Thread(target=join, args=(rank,)) for rank in range(2)]
+        for thread in joining:
+            thread.start()
+        with stepmesh.FfnMesh(options) as ffn:
+            ffn.wait_complete()
+            for thread in joining:
+                thread.join()
+
+            def push(rank: int, group: int) -> stepmesh.Ticket:
+                return meshes[rank].push_pull(meshes[rank].acquire(0, timeout=5), [], group=group)
+
+            for step in range(40):
+                # Whoever is there, one by one, and then nobody without the other.
+                tickets = [push(rank, 2 * step) for rank in range(2)]
+                answered = 0
+                while answered < 2:
+                    for mesh in meshes:
+                        mesh.poll()
+                    if (batch := ffn.next_batch("any", timeout=0.01)) is not None:
+                        answered += len(batch)
+                        ffn.respond(batch)
+                for _ in range(20):
+                    ffn.poll()
+                for mesh, ticket in zip(meshes, tickets):
+                    while not mesh.test(ticket):
+                        ffn.poll()
+                    mesh.wait(ticket)
+                first = push(0, 2 * step + 1)
+                for _ in range(20):
+                    meshes[0].poll()
+                    assert ffn.next_batch("all", timeout=0.0) is None, step
+                second = push(1, 2 * step + 1)
+                while (batch := ffn.next_batch("all", timeout=0.01)) is None:
+                    meshes[1].poll()
+                assert len(batch) == 2, step
+                ffn.respond(batch)
+                for mesh, ticket in zip(meshes, (first, second)):
+                    while not mesh.test(ticket):
+                        ffn.poll()
+                    mesh.wait(ticket)
+            for mesh in meshes:
+                mesh.close()
+
+
 @pytest.fixture(params=[("shm", "caller"), ("shm", "thread"), ("tcp", "caller"), ("tcp", "thread")], ids="-".join)
 def pair(request):
     pair = Pair(*request.param)

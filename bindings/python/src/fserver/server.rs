@@ -68,7 +68,7 @@ impl Server {
     ) -> PyResult<Self> {
         let layout = layout(slots, slot_bytes)?;
         let (mut ffn, waker) = ffn::join(py, options, Some(layout))?;
-        ffn.policy = Policy::Any;
+        ffn.wanted = Some(Policy::Any);
         let inner = Inbox {
             peers: (0..ffn.attention).map(|_| Peer::default()).collect(),
             ffn,

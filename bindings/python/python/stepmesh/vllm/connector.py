@@ -357,8 +357,8 @@ class StepMeshAFDConnector(_Base):
 
     def _next(self, stage: int | None, timeout: float) -> Any:
         """The next batch of a stage; those of others wait."""
-        for waiting in self._waiting if stage is None else (stage,):
-            if waiting != self.stages and self._waiting.get(waiting):
+        for waiting in [other for other in self._waiting if other != self.stages] if stage is None else (stage,):
+            if self._waiting.get(waiting):
                 return self._waiting[waiting].pop(0)
         deadline = time.monotonic() + timeout
         while True:

@@ -153,9 +153,8 @@ pub struct PartArray {
 impl PartArray {
     /// A part of a microbatch, from where the payload areas lie.
     pub(crate) fn part(self, layout: &SlotLayout, microbatch: u16, part: usize) -> Option<Self> {
-        let offset = layout.part_offset(Direction::A2F, part)?;
-        let first = layout.slot_offset(Direction::A2F, microbatch) + offset;
-        (microbatch < layout.microbatches()).then_some(Self { base: self.base + first, ..self })
+        let first = layout.part_range(Direction::A2F, microbatch, part)?.start;
+        Some(Self { base: self.base + first, ..self })
     }
 }
 

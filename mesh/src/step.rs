@@ -56,9 +56,9 @@ impl AttentionStep {
         Ok(Self { gates, transfers, next: 0, under_way: vec![None; slots], done: 0 })
     }
 
-    /// The transfers, whose rows may differ from step to step.
-    pub fn transfers_mut(&mut self) -> &mut [Transfer] {
-        &mut self.transfers
+    /// What a transfer says of its tensors: their rows may differ from step to step.
+    pub fn parts_mut(&mut self, transfer: usize) -> Option<&mut Vec<Part>> {
+        self.transfers.get_mut(transfer).map(|transfer| &mut transfer.parts)
     }
 
     /// Moves the descriptors of one replay, which was or will be launched, until the last gate is open.

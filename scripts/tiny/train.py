@@ -1,4 +1,4 @@
-"""Training: Muon (AdamW outside the layers) on fresh stories for a given time, with what a longer run would gain told at the end."""
+"""Training for a given time on fresh stories: Muon for the layers' matrices, AdamW for the rest."""
 
 import math
 import sys

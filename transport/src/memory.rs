@@ -23,7 +23,7 @@ pub unsafe trait Memory: Send + Sync {
     }
     /// Whether it is a device's, such as a GPU's: the CPU never touches the bytes.
     fn on_device(&self) -> bool {
-        false
+        self.gpu().is_some()
     }
     /// The GPU that it is on, as the CUDA driver counts those that are visible, if it is a GPU's.
     fn gpu(&self) -> Option<u32> {

@@ -240,6 +240,8 @@ fn steps_that_make_no_sense_are_refused() {
             );
             assert!(FfnStep::new(gates.clone(), transfers()).is_err());
         }
-        assert!(AttentionStep::new(gates.clone(), vec![transfer()]).is_ok());
+        let mut step = AttentionStep::new(gates.clone(), vec![transfer()]).unwrap();
+        assert_eq!(step.parts_mut(0), Some(&mut vec![part()]));
+        assert_eq!(step.parts_mut(1), None);
     });
 }

@@ -75,11 +75,12 @@ impl Device for GpuDevice {
     }
 
     fn endpoint(&self) -> Result<Box<dyn Endpoint>, TransportError> {
-        let inner = self.inner.endpoint()?;
-        if !self.properties().maps_peer_memory {
+        let (inner, Properties { provider, maps_peer_memory, .. }) = (self.inner.endpoint()?, self.properties());
+        if !maps_peer_memory {
             return Ok(inner);
         }
-        Ok(Box::new(GpuEndpoint { inner, context: self.context.clone(), granted: self.granted.clone() }))
+        let (context, granted) = (self.context.clone(), self.granted.clone());
+        Ok(Box::new(GpuEndpoint { inner, provider, context, granted }))
     }
 }
 
@@ -106,10 +107,6 @@ unsafe impl Memory for Shareable {
         self.block.len()
     }
 
-    fn on_device(&self) -> bool {
-        true
-    }
-
     fn gpu(&self) -> Option<u32> {
         self.block.gpu()
     }
@@ -133,10 +130,6 @@ unsafe impl Memory for Imported {
         self.writable
     }
 
-    fn on_device(&self) -> bool {
-        true
-    }
-
     fn gpu(&self) -> Option<u32> {
         self.memory.gpu()
     }
@@ -149,8 +142,15 @@ unsafe impl Memory for Imported {
 /// An endpoint of a provider that maps peer memory, which grants and imports device memory, too.
 struct GpuEndpoint {
     inner: Box<dyn Endpoint>,
+    provider: Provider,
     context: Arc<Context>,
     granted: Arc<Kept>,
+}
+
+impl GpuEndpoint {
+    fn refused(&self, what: impl Into<String>) -> TransportError {
+        TransportError::Descriptor { provider: self.provider, what: what.into() }
+    }
 }
 
 impl Endpoint for GpuEndpoint {
@@ -194,11 +194,11 @@ impl Endpoint for GpuEndpoint {
                 "a peer's device memory is not placed: the driver chooses where it lies",
             ));
         }
-        let Grant { access, process, memory } = Grant::decode(descriptor).map_err(refused)?;
+        let Grant { access, process, memory } = Grant::decode(descriptor).map_err(|what| self.refused(what))?;
         let len = memory.len();
         // A process does not open what is its own.
         let memory: Arc<dyn Memory> = match process == std::process::id() {
-            true => memory.own().ok_or_else(|| refused("no such memory is of this process"))?,
+            true => memory.own().ok_or_else(|| self.refused("no such memory is of this process"))?,
             false => PeerMemory::open(&self.context, &memory)?,
         };
         let mapped = Region::new(Arc::new(Imported { memory, len, writable: access == Access::PeerWrite }));
@@ -216,7 +216,7 @@ impl Endpoint for GpuEndpoint {
             Op::WriteImmediate { remote, .. } => remote.as_ref().is_some_and(is_of_device),
         };
         if chain.iter().any(reaches_device) {
-            let provider = Provider::Shm;
+            let provider = self.provider;
             return Err(PostError::Unsupported {
                 provider,
                 what: "work on a peer's device memory: a stream reads and writes it",
@@ -263,8 +263,4 @@ impl Grant {
         let memory = ExportedMemory::decode(memory).map_err(|error| error.to_string())?;
         Ok(Self { access, process: u32::from_le_bytes(*process), memory })
     }
-}
-
-fn refused(what: impl Into<String>) -> TransportError {
-    TransportError::Descriptor { provider: Provider::Shm, what: what.into() }
 }

@@ -215,10 +215,6 @@ unsafe impl Memory for DeviceMemory {
         self.len
     }
 
-    fn on_device(&self) -> bool {
-        true
-    }
-
     fn gpu(&self) -> Option<u32> {
         Some(self.context.index())
     }
@@ -240,10 +236,6 @@ unsafe impl Memory for PeerMemory {
 
     fn len(&self) -> usize {
         self.len
-    }
-
-    fn on_device(&self) -> bool {
-        true
     }
 
     fn gpu(&self) -> Option<u32> {

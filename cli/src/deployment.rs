@@ -254,6 +254,7 @@ fn daemon_arguments(role: &str, rank: u32, url: &str, settings: &DeploymentSetti
     };
     let mut arguments = vec![OsString::from(role)];
     arguments.extend(common.into_iter().flatten().chain(own));
+    arguments.extend(settings.gpu.into_iter().flat_map(|gpu| flag("gpu", gpu)));
     if let Some(directory) = &settings.checkpoint {
         arguments.extend([OsString::from("--checkpoint"), directory.into()]);
     }

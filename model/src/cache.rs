@@ -5,9 +5,12 @@
 
 mod attend;
 
+use crate::cuda::CudaCache;
 use crate::kernel::{Scalar, Values};
 use crate::stage::Row;
 use crate::{Dtype, ModelConfig, ModelError};
+use std::sync::Arc;
+use stepmesh_transport::cuda::Context;
 
 pub(crate) use attend::{AttendScratch, Query};
 
@@ -32,6 +35,13 @@ pub struct CacheStats {
     pub sequences: usize,
 }
 
+/// Where keys and values are.
+#[derive(Debug)]
+enum Store {
+    Host(Values),
+    Device(CudaCache),
+}
+
 /// Keys and values of all sequences of one attention instance.
 #[derive(Debug)]
 pub struct KvCache {
@@ -41,7 +51,7 @@ pub struct KvCache {
     dtype: Dtype,
     blocks: usize,
     /// `[layers, blocks, key or value, BLOCK_TOKENS, head_dim]`.
-    values: Values,
+    values: Store,
     free: Vec<u32>,
     sequences: Vec<Sequence>,
     vacant: Vec<u32>,
@@ -65,6 +75,36 @@ impl KvCache {
     /// # Errors
     /// [`ModelError::CacheSize`] for no tokens, or more than there is address space or memory for.
     pub fn new(config: &ModelConfig, dtype: Dtype, tokens: usize) -> Result<Self, ModelError> {
+        Self::with_store(config, dtype, tokens, |elements| {
+            let values = match dtype.rounds() {
+                true => zeroed(elements).map(Values::Bf16),
+                false => zeroed(elements).map(Values::F32),
+            };
+            match values {
+                Ok(values) => Ok(Some(Store::Host(values))),
+                Err(_) => Ok(None),
+            }
+        })
+    }
+
+    /// As [`KvCache::new`], in a GPU's memory.
+    pub(crate) fn on_gpu(
+        config: &ModelConfig,
+        dtype: Dtype,
+        tokens: usize,
+        gpu: &Arc<Context>,
+    ) -> Result<Self, ModelError> {
+        Self::with_store(config, dtype, tokens, |elements| {
+            Ok(Some(Store::Device(CudaCache::allocate(gpu, elements * dtype.bytes())?)))
+        })
+    }
+
+    fn with_store(
+        config: &ModelConfig,
+        dtype: Dtype,
+        tokens: usize,
+        store: impl FnOnce(usize) -> Result<Option<Store>, ModelError>,
+    ) -> Result<Self, ModelError> {
         let bytes_per_token = config.kv_bytes_per_token(dtype);
         let wrong = |reason| ModelError::CacheSize { tokens, bytes_per_token, reason };
         let blocks = tokens.div_ceil(BLOCK_TOKENS);
@@ -76,12 +116,7 @@ impl KvCache {
             .filter(|elements| elements.checked_mul(4).is_some_and(|bytes| bytes <= isize::MAX as usize))
             .filter(|_| u32::try_from(blocks).is_ok())
             .ok_or_else(|| wrong("that is more than can be addressed"))?;
-        let no_memory = |_| wrong("there is not that much memory");
-        let values = if dtype.rounds() {
-            Values::Bf16(zeroed(elements).map_err(no_memory)?)
-        } else {
-            Values::F32(zeroed(elements).map_err(no_memory)?)
-        };
+        let values = store(elements)?.ok_or_else(|| wrong("there is not that much memory"))?;
         Ok(Self {
             layers: config.num_layers,
             head_dim: config.head_dim,
@@ -171,7 +206,10 @@ impl KvCache {
 
     /// Bytes of the whole cache.
     pub fn bytes(&self) -> usize {
-        self.values.bytes()
+        match &self.values {
+            Store::Host(values) => values.bytes(),
+            Store::Device(cache) => cache.bytes(),
+        }
     }
 
     /// Refuses a model that the cache was not made for, and rows that do not continue their sequences in `layer`.
@@ -179,9 +217,14 @@ impl KvCache {
         &mut self,
         config: &ModelConfig,
         dtype: Dtype,
+        on_device: bool,
         layer: usize,
         rows: &[Row],
     ) -> Result<(), ModelError> {
+        if on_device != matches!(self.values, Store::Device(_)) {
+            let place = |on_device| if on_device { "on a GPU" } else { "in host memory" }.to_owned();
+            return Err(ModelError::CacheMismatch { found: place(!on_device), expected: place(on_device) });
+        }
         if (self.layers, self.head_dim, self.dtype) != (config.num_layers, config.head_dim, dtype) {
             let words = |layers, head_dim, dtype| format!("{layers} layers of head dimension {head_dim} in {dtype}");
             return Err(ModelError::CacheMismatch {
@@ -214,20 +257,44 @@ impl KvCache {
 
     /// Stores the key and value `[head_dim]` of a row that [`KvCache::check`] has passed.
     pub(crate) fn store(&mut self, layer: usize, row: Row, key: &[f32], value: &[f32]) {
-        let sequence = &mut self.sequences[row.sequence.index as usize];
-        sequence.held[layer] = row.position + 1;
+        self.hold(layer, row);
+        let sequence = &self.sequences[row.sequence.index as usize];
         let block = sequence.blocks[row.position / BLOCK_TOKENS];
         let keys = self.block_start(layer, block) + row.position % BLOCK_TOKENS * self.head_dim;
         let values = keys + BLOCK_TOKENS * self.head_dim;
         match &mut self.values {
-            Values::F32(stored) => {
+            Store::Device(_) => {}
+            Store::Host(Values::F32(stored)) => {
                 copy(key, &mut stored[keys..][..self.head_dim]);
                 copy(value, &mut stored[values..][..self.head_dim]);
             }
-            Values::Bf16(stored) => {
+            Store::Host(Values::Bf16(stored)) => {
                 copy(key, &mut stored[keys..][..self.head_dim]);
                 copy(value, &mut stored[values..][..self.head_dim]);
             }
+        }
+    }
+
+    /// Notes that `layer` holds a row that [`KvCache::check`] has passed, and none after it.
+    pub(crate) fn hold(&mut self, layer: usize, row: Row) {
+        self.sequences[row.sequence.index as usize].held[layer] = row.position + 1;
+    }
+
+    /// The pages of the sequence of a row that [`KvCache::check`] has passed.
+    pub(crate) fn table(&self, row: Row) -> &[u32] {
+        &self.sequences[row.sequence.index as usize].blocks
+    }
+
+    /// The first of a layer's pages.
+    pub(crate) fn first_page(&self, layer: usize) -> usize {
+        layer * self.blocks
+    }
+
+    /// The pages, if they are on a device.
+    pub(crate) fn on_device(&self) -> Option<&CudaCache> {
+        match &self.values {
+            Store::Host(_) => None,
+            Store::Device(cache) => Some(cache),
         }
     }
 

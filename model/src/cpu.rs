@@ -2,12 +2,10 @@
 
 mod attention;
 mod ffn;
-mod load;
 mod mlp;
 
 pub use attention::CpuAttention;
 pub use ffn::{CpuFfn, Visits};
-pub use load::{LoadOptions, LoadProgress};
 
 /// The first `len` elements of a scratch buffer, which grows to the largest batch seen and then stays.
 fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {

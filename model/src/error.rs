@@ -3,11 +3,35 @@
 use std::path::PathBuf;
 
 use crate::Dtype;
+use stepmesh_transport::cuda::CudaError;
 
 /// What can go wrong between a checkpoint on disk and a row of logits.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// The GPU or its driver.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// Kernels cannot be compiled.
+    #[error("kernels cannot be compiled: {reason}")]
+    Kernels {
+        /// What is missing, or what the compiler said.
+        reason: String,
+    },
+    /// A library of the GPU's refused.
+    #[error("{call} failed: {status}; the log of the driver (`dmesg`, `nvidia-smi -q`) may say why")]
+    Library {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        status: i32,
+    },
+    /// A model or a type that the kernels are not made for.
+    #[error("the GPU's kernels do not do that: {reason}")]
+    Unsupported {
+        /// What, and what to use.
+        reason: String,
+    },
     /// A file of the checkpoint cannot be opened, mapped or read.
     #[error("cannot read {}: {source}; check that the checkpoint is complete and readable", path.display())]
     Io {

@@ -4,6 +4,7 @@
 //! [`attention`](AttentionStage::attention), [`route`](AttentionStage::route) on a MoE layer,
 //! [`forward`](FfnStage::forward) on every FFN instance, and [`combine`](AttentionStage::combine).
 
+use crate::fp8::fp8_groups;
 use crate::{Dtype, KvCache, ModelConfig, ModelError, SequenceId, Shard};
 
 /// One token of a batch: which sequence it belongs to and where it stands in it.
@@ -27,6 +28,14 @@ pub trait AttentionStage: Send {
 
     /// Bytes of the weights that this instance holds.
     fn weight_bytes(&self) -> usize;
+
+    /// A cache for at least `tokens` tokens, where this stage keeps it.
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    fn new_cache(&self, tokens: usize) -> Result<KvCache, ModelError> {
+        KvCache::new(self.config(), self.dtype(), tokens)
+    }
 
     /// Looks `tokens` up: `x` `[tokens, hidden]` is the residual stream that enters layer 0.
     ///
@@ -134,4 +143,41 @@ pub trait FfnStage: Send {
 /// Checks the length of a buffer that a caller handed in.
 pub(crate) fn check_len(argument: &'static str, found: usize, expected: usize) -> Result<(), ModelError> {
     if found == expected { Ok(()) } else { Err(ModelError::Length { argument, found, expected }) }
+}
+
+/// Refuses what a peer may have sent wrong; returns the number of rows.
+pub(crate) fn check_segments(
+    config: &ModelConfig,
+    top_k: usize,
+    segments: &[FfnInput<'_>],
+) -> Result<usize, ModelError> {
+    let mut total = 0;
+    for (segment, input) in segments.iter().enumerate() {
+        let rows = input.hidden.len().div_ceil(config.hidden_size);
+        check_len("hidden", input.hidden.len(), rows * config.hidden_size)?;
+        if let Hidden::Fp8 { scales, .. } = input.hidden {
+            check_len("scales", scales.len(), rows * fp8_groups(config.hidden_size))?;
+        }
+        check_len("experts", input.experts.len(), rows * top_k)?;
+        check_len("weights", input.weights.len(), rows * top_k)?;
+        total += rows;
+        if top_k == 0 {
+            continue;
+        }
+        let choices = input.experts.chunks_exact(top_k).zip(input.weights.chunks_exact(top_k));
+        for (row, (experts, weights)) in choices.enumerate() {
+            for (i, (&expert, &weight)) in experts.iter().zip(weights).enumerate() {
+                if usize::from(expert) >= config.num_experts {
+                    return Err(ModelError::Expert { segment, row, expert, reason: "does not exist" });
+                }
+                if experts[..i].contains(&expert) {
+                    return Err(ModelError::Expert { segment, row, expert, reason: "is named twice" });
+                }
+                if !weight.is_finite() {
+                    return Err(ModelError::ExpertWeight { segment, row, expert, weight });
+                }
+            }
+        }
+    }
+    Ok(total)
 }

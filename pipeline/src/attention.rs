@@ -51,7 +51,7 @@ impl AttentionExecutor {
         max_rows: u32,
         queue: usize,
     ) -> Result<Self, DaemonError> {
-        let cache = KvCache::new(stage.config(), stage.dtype(), kv_tokens)?;
+        let cache = stage.new_cache(kv_tokens)?;
         Ok(Self {
             wire,
             scales: Vec::new(),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError};
-use stepmesh_model::{Checkpoint, CpuAttention, CpuFfn, LoadOptions, LoadProgress, Shard};
+use stepmesh_model::cuda::{CudaAttention, CudaFfn};
+use stepmesh_model::{AttentionStage, Checkpoint, CpuAttention, CpuFfn, FfnStage, LoadOptions, LoadProgress, Shard};
 use stepmesh_transport::{Clock, Device, Endpoint};
 
 /// How long a loop sleeps at most before it looks at `Shutdown` again; a trigger wakes it at once anyway.
@@ -24,13 +25,17 @@ pub fn run_attention(
     let daemon = &options.daemon;
     let checkpoint = open(&daemon.checkpoint)?;
     let member = member_options(daemon, &checkpoint)?;
-    let stage = CpuAttention::load_with(&checkpoint, load_options(daemon), &mut |progress| observe(progress.into()))?;
+    let mut told = |progress: LoadProgress| observe(progress.into());
+    let stage: Box<dyn AttentionStage> = match daemon.gpu {
+        None => Box::new(CpuAttention::load_with(&checkpoint, load_options(daemon), &mut told)?),
+        Some(index) => Box::new(CudaAttention::load(&checkpoint, load_options(daemon), index, &mut told)?),
+    };
     let session = Session::open(daemon, shutdown)?;
     let Session { device, endpoint, control } = session;
     let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
     let mut executor = AttentionExecutor::new(
         mesh,
-        Box::new(stage),
+        stage,
         daemon.wire,
         options.kv_tokens,
         daemon.microbatches,
@@ -80,9 +85,13 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
     };
     observe(Notice::Joined { rank });
     let shard = Shard::with_tensor_parallel(rank as usize, mesh.ffn(), daemon.tensor_parallel as usize)?;
-    let stage = CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut |progress| observe(progress.into()))?;
+    let mut told = |progress: LoadProgress| observe(progress.into());
+    let stage: Box<dyn FfnStage> = match daemon.gpu {
+        None => Box::new(CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut told)?),
+        Some(index) => Box::new(CudaFfn::load(&checkpoint, load_options(daemon), shard, index, &mut told)?),
+    };
     drop(checkpoint);
-    let mut executor = FfnExecutor::new(mesh, Box::new(stage), daemon.wire, options.policy);
+    let mut executor = FfnExecutor::new(mesh, stage, daemon.wire, options.policy);
     loop {
         executor.run_once(NAP)?;
         while let Some(notice) = executor.next_notice() {

@@ -51,6 +51,8 @@ pub struct DaemonOptions {
     pub tensor_parallel: u32,
     /// Threads that compute, the one that drives the mesh included.
     pub threads: usize,
+    /// The GPU that computes; the CPU does if there is none.
+    pub gpu: Option<u32>,
     /// Microbatches in flight.
     pub microbatches: u16,
     /// Most rows (tokens) of one attention instance in one microbatch and step.
@@ -79,6 +81,7 @@ impl DaemonOptions {
             wire: Wire::of(Dtype::F32),
             tensor_parallel: 1,
             threads: 1,
+            gpu: None,
             microbatches: 3,
             max_rows: 32,
             memory_limit_bytes: 4 << 30,

@@ -1,4 +1,5 @@
 //! Real daemons, each a thread with its own device, over real transports and a real scheduler: golden tokens and logits.
+//! With `STEPMESH_TEST_GPU` set to its number, a GPU computes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,6 +34,7 @@ impl Deployment {
             transport,
             microbatches,
             dtype,
+            gpu: std::env::var("STEPMESH_TEST_GPU").ok().map(|index| index.parse().unwrap()),
             ..DaemonOptions::new(scheduler.url(), CheckpointSource::Directory(FIXTURE.into()))
         };
         for rank in 0..attention {

@@ -33,6 +33,9 @@ settings! {
     /// Threads that compute; of each daemon; 0 shares the cores out among them
     #[arg(value_name = "N")]
     threads: usize = 0,
+    /// GPU that computes, for all daemons [default: the CPU does]
+    #[arg(value_name = "INDEX")]
+    gpu: u32,
     /// Address and port of the scheduler; port 0 lets the system choose
     #[arg(value_name = "ADDRESS:PORT")]
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0)),

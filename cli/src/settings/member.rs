@@ -92,6 +92,9 @@ macro_rules! member {
             /// Threads that compute; 0 takes as many as there are cores
             #[arg(value_name = "N")]
             threads: usize = 0,
+            /// GPU that computes, as the driver counts those that are visible [default: the CPU does]
+            #[arg(value_name = "INDEX")]
+            gpu: u32,
             /// Microbatches in flight
             #[arg(value_name = "M")]
             microbatches: NonZeroU16 = nonzero!(NonZeroU16, 3),
@@ -156,6 +159,7 @@ macro_rules! member {
                     wire: self.wire.unwrap_or(self.dtype).into(),
                     tensor_parallel: self.tensor_parallel.get(),
                     threads: if self.threads == 0 { cores() } else { self.threads },
+                    gpu: self.gpu,
                     microbatches: self.microbatches.get(),
                     max_rows: self.max_rows.get(),
                     memory_limit_bytes: self.memory_limit_mib.saturating_mul(1 << 20),

@@ -9,14 +9,14 @@ mod step;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use stepmesh_fake_cuda::harness::{allocated, process, with_double};
+use stepmesh_fake_cuda::harness::{allocated, process, with_driver};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalScheduler};
 use stepmesh_mesh::scheduler::{SchedulerOptions, ServeOptions, spawn};
 use stepmesh_mesh::{
     AttentionMesh, AttentionStep, FfnMesh, FfnStep, MemberOptions, PartSpec, Policy, Request, SlotLayout, Transfer,
 };
 use stepmesh_proto::{Dtype, Part};
-use stepmesh_transport::cuda::{Context, DeviceMemory, Gates, Span, Stream, beside};
+use stepmesh_transport::cuda::{Context, DeviceMemory, Gates, PinnedMemory, Span, Stream, beside};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, GateSet, HostMemory, Provider, Region};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,7 +49,8 @@ fn host() -> Region {
 }
 
 fn host_of(bytes: usize) -> Region {
-    Region::new(Arc::new(HostMemory::allocate(bytes, None).unwrap()))
+    let region = Region::new(Arc::new(HostMemory::allocate(bytes, None).unwrap()));
+    PinnedMemory::pin(&Context::open(0).unwrap(), region).unwrap()
 }
 
 fn whole(region: &Region) -> Span {
@@ -102,6 +103,7 @@ fn ask(mut mesh: AttentionMesh, rounds: u32, on_device: bool) {
     let (stream, gates) = (Stream::new(&context).unwrap(), Gates::new(&context, 1).unwrap());
     let gate = gates.gate(0).unwrap();
     let (tensor, result) = (host(), host());
+    let state = Region::new(DeviceMemory::allocate(&context, BYTES).unwrap());
     mesh.wait_complete(PATIENCE).unwrap();
     for round in 0..rounds {
         let bytes: Vec<u8> = (0..BYTES).map(|at| (at as u32 * 31 + round) as u8).collect();
@@ -109,7 +111,8 @@ fn ask(mut mesh: AttentionMesh, rounds: u32, on_device: bool) {
         let mut buffer = mesh.acquire((round % u32::from(SLOTS)) as u16).unwrap();
         let place = buffer.part_place(0).unwrap();
         assert_eq!((place.0.on_device(), buffer.part_mut(0).is_empty()), (on_device, on_device));
-        stream.copy(&whole(&tensor), &span(place)).unwrap();
+        stream.copy(&whole(&tensor), &whole(&state)).unwrap();
+        stream.copy(&whole(&state), &span(place)).unwrap();
         gate.announce(&stream).unwrap();
         let started = Instant::now();
         while !gates.take(0) {
@@ -121,7 +124,8 @@ fn ask(mut mesh: AttentionMesh, rounds: u32, on_device: bool) {
         let reply = mesh.wait(ticket, PATIENCE).unwrap();
         let place = reply.part_place(0, 0).unwrap();
         assert_eq!((place.0.on_device(), reply.part(0, 0).is_empty()), (on_device, on_device));
-        stream.copy(&span(place), &whole(&result)).unwrap();
+        stream.copy(&span(place), &whole(&state)).unwrap();
+        stream.copy(&whole(&state), &whole(&result)).unwrap();
         gates.open(0);
         finish(&stream);
         let mut found = vec![0; BYTES];
@@ -154,14 +158,14 @@ fn in_one_process(
 
 #[test]
 fn tensors_stay_in_device_memory_between_two_threads() {
-    with_double("tensors_stay_in_device_memory_between_two_threads", || {
+    with_driver("tensors_stay_in_device_memory_between_two_threads", || {
         in_one_process(Provider::Shm, |mesh| serve(mesh, ROUNDS, true), |mesh| ask(mesh, ROUNDS, true));
     });
 }
 
 #[test]
 fn over_tcp_tensors_are_staged_in_pinned_memory() {
-    with_double("over_tcp_tensors_are_staged_in_pinned_memory", || {
+    with_driver("over_tcp_tensors_are_staged_in_pinned_memory", || {
         in_one_process(Provider::Tcp, |mesh| serve(mesh, ROUNDS, false), |mesh| ask(mesh, ROUNDS, false));
     });
 }
@@ -202,35 +206,35 @@ fn in_two_processes(replays: Option<u32>, attention: impl FnOnce(AttentionMesh))
 
 #[test]
 fn tensors_stay_in_device_memory_between_two_processes() {
-    with_double("tensors_stay_in_device_memory_between_two_processes", || {
+    with_driver("tensors_stay_in_device_memory_between_two_processes", || {
         in_two_processes(None, |mesh| ask(mesh, ROUNDS, true));
     });
 }
 
 #[test]
 fn a_captured_step_is_replayed_between_two_threads() {
-    with_double("a_captured_step_is_replayed_between_two_threads", || {
+    with_driver("a_captured_step_is_replayed_between_two_threads", || {
         in_one_process(Provider::Shm, |mesh| step::serve(mesh, 1000), |mesh| step::ask(mesh, 1000));
     });
 }
 
 #[test]
 fn a_captured_step_is_replayed_between_two_processes() {
-    with_double("a_captured_step_is_replayed_between_two_processes", || {
+    with_driver("a_captured_step_is_replayed_between_two_processes", || {
         in_two_processes(Some(200), |mesh| step::ask(mesh, 200));
     });
 }
 
 #[test]
 fn a_replay_whose_peer_is_lost_ends_and_says_so() {
-    with_double("a_replay_whose_peer_is_lost_ends_and_says_so", || {
+    with_driver("a_replay_whose_peer_is_lost_ends_and_says_so", || {
         in_one_process(Provider::Shm, |mesh| step::serve_and_vanish(mesh, 3, 10), |mesh| step::ask_until_lost(mesh, 3));
     });
 }
 
 #[test]
 fn steps_that_make_no_sense_are_refused() {
-    with_double("steps_that_make_no_sense_are_refused", || {
+    with_driver("steps_that_make_no_sense_are_refused", || {
         let gates = Arc::new(Gates::new(&Context::open(0).unwrap(), 2).unwrap());
         let transfer = || Transfer { microbatch: 0, group: 0, parts: vec![part()], app: [0; 16] };
         for count in [0, 3] {

@@ -121,6 +121,8 @@ pub(crate) fn serve_and_vanish(mut mesh: FfnMesh, replays: u32, transfers_of_las
         finish(&captured.stream);
     }
     assert!(captured.gates.is_aborted() && step.run(&mut mesh, &mut Work(0), PATIENCE).is_err());
+    // Memory is freed when nothing waits at a gate any more, so the other side has to hear of this first.
+    drop((step, mesh));
 }
 
 struct Attention {

@@ -1,7 +1,7 @@
 //! Causal attention over the pages of one sequence, in one pass: all heads read a page once, while it is in the cache of
 //! the processor, and nothing is kept whose size is that of the context (Dao et al., FlashAttention, arXiv 2205.14135).
 
-use super::{BLOCK_TOKENS, KvCache};
+use super::{BLOCK_TOKENS, KvCache, Store};
 use crate::kernel::{Isa, Scalar, Softmax, Values};
 use crate::stage::Row;
 
@@ -34,8 +34,9 @@ impl KvCache {
     /// what a row gets depends on its own sequence alone.
     pub(crate) fn attend(&self, isa: Isa, query: Query<'_>, scratch: &mut AttendScratch, out: &mut [f32]) {
         match &self.values {
-            Values::F32(stored) => self.attend_in(stored, isa, query, scratch, out),
-            Values::Bf16(stored) => self.attend_in(stored, isa, query, scratch, out),
+            Store::Host(Values::F32(stored)) => self.attend_in(stored, isa, query, scratch, out),
+            Store::Host(Values::Bf16(stored)) => self.attend_in(stored, isa, query, scratch, out),
+            Store::Device(_) => {}
         }
     }
 

@@ -2,10 +2,11 @@
 
 use crate::cache::{AttendScratch, Query};
 use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, Softmax, Table, rms_norm, rotate};
+use crate::load::load;
 use crate::stage::{AttentionStage, Row, check_len};
+use crate::weights::AttentionLayer;
 use crate::{Checkpoint, Dtype, KvCache, LoadOptions, LoadProgress, ModelConfig, ModelError};
 
-use super::load::{Loader, load};
 use super::room;
 
 /// Embedding, attention, norms, routers and output head of the whole model, in host memory.
@@ -23,22 +24,9 @@ pub struct CpuAttention {
 #[derive(Debug)]
 struct Weights {
     embedding: Table,
-    layers: Vec<Layer>,
+    layers: Vec<AttentionLayer<Matrix>>,
     final_norm: Vec<f32>,
     head: Matrix,
-}
-
-#[derive(Debug)]
-struct Layer {
-    input_norm: Vec<f32>,
-    query_down: Matrix,
-    key: Matrix,
-    value: Matrix,
-    query_norm: Vec<f32>,
-    query_up: Matrix,
-    output: Matrix,
-    post_norm: Vec<f32>,
-    router: Option<Matrix>,
 }
 
 /// Buffers kept between calls.
@@ -81,9 +69,9 @@ impl CpuAttention {
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         let weights = load(checkpoint, options.dtype, observe, |loader| {
             Ok(Weights {
-                embedding: loader.table("model.embed_tokens.weight", vocabulary, hidden)?,
+                embedding: Table::new(hidden, loader.table("model.embed_tokens.weight", vocabulary, hidden)?),
                 layers: (0..config.num_layers)
-                    .map(|layer| Layer::load(loader, &config, layer))
+                    .map(|layer| AttentionLayer::load(loader, &config, layer))
                     .collect::<Result<_, _>>()?,
                 final_norm: loader.norm("model.norm.weight", hidden)?,
                 head: loader.matrix("lm_head.weight", vocabulary, hidden)?,
@@ -102,33 +90,6 @@ impl CpuAttention {
     }
 }
 
-impl Layer {
-    fn load(loader: &Loader<'_>, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let (hidden, share_q, head_dim) = (config.hidden_size, config.share_q_dim, config.head_dim);
-        let all_heads = config.num_heads * head_dim;
-        let router = || loader.matrix(&name("moe.gate"), config.num_experts, hidden);
-        Ok(Self {
-            input_norm: loader.norm(&name("input_layernorm"), hidden)?,
-            query_down: loader.matrix(&name("self_attn.q_proj"), share_q, hidden)?,
-            key: loader.matrix(&name("self_attn.k_proj"), head_dim, hidden)?,
-            value: loader.matrix(&name("self_attn.v_proj"), head_dim, hidden)?,
-            query_norm: loader.norm(&name("self_attn.inter_norm"), share_q)?,
-            query_up: loader.matrix(&name("self_attn.wq"), all_heads, share_q)?,
-            output: loader.matrix(&name("self_attn.o_proj"), hidden, all_heads)?,
-            post_norm: loader.norm(&name("post_attention_layernorm"), hidden)?,
-            router: config.is_moe(layer).then(router).transpose()?,
-        })
-    }
-
-    fn bytes(&self) -> usize {
-        let matrices = [&self.query_down, &self.key, &self.value, &self.query_up, &self.output];
-        let norms = [&self.input_norm, &self.query_norm, &self.post_norm];
-        matrices.into_iter().chain(&self.router).map(Matrix::bytes).sum::<usize>()
-            + norms.into_iter().map(|norm| size_of_val(norm.as_slice())).sum::<usize>()
-    }
-}
-
 impl AttentionStage for CpuAttention {
     fn config(&self) -> &ModelConfig {
         &self.config
@@ -140,7 +101,7 @@ impl AttentionStage for CpuAttention {
 
     fn weight_bytes(&self) -> usize {
         let Weights { embedding, layers, final_norm, head } = &self.weights;
-        let layers: usize = layers.iter().map(Layer::bytes).sum();
+        let layers: usize = layers.iter().map(bytes).sum();
         layers + embedding.bytes() + head.bytes() + size_of_val(final_norm.as_slice())
     }
 
@@ -169,7 +130,7 @@ impl AttentionStage for CpuAttention {
         let weights = weights.layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
         check_len("x", x.len(), rows.len() * config.hidden_size)?;
         check_len("y", y.len(), x.len())?;
-        cache.check(config, dtype, layer, rows)?;
+        cache.check(config, dtype, false, layer, rows)?;
 
         let (count, head_dim) = (rows.len(), config.head_dim);
         let normed = room(&mut scratch.normed, x.len());
@@ -221,10 +182,10 @@ impl AttentionStage for CpuAttention {
         let Self { config, dtype, cores, weights: all, scratch, .. } = self;
         let router = match all.layers.get(layer) {
             None => return Err(ModelError::Layer { layer, reason: "does not exist" }),
-            Some(Layer { router: None, .. }) => {
+            Some(AttentionLayer { router: None, .. }) => {
                 return Err(ModelError::Layer { layer, reason: "is dense; it has no router" });
             }
-            Some(Layer { router: Some(router), .. }) => router,
+            Some(AttentionLayer { router: Some(router), .. }) => router,
         };
         check_len("ids", ids.len(), rows * config.top_k)?;
         check_len("weights", weights.len(), rows * config.top_k)?;
@@ -269,6 +230,14 @@ impl AttentionStage for CpuAttention {
         linear(&self.cores, self.dtype, &self.weights.head, plain(normed), logits);
         Ok(())
     }
+}
+
+/// Bytes of a layer's weights.
+fn bytes(layer: &AttentionLayer<Matrix>) -> usize {
+    let matrices = [&layer.query_down, &layer.key, &layer.value, &layer.query_up, &layer.output];
+    let norms = [&layer.input_norm, &layer.query_norm, &layer.post_norm];
+    matrices.into_iter().chain(&layer.router).map(Matrix::bytes).sum::<usize>()
+        + norms.into_iter().map(|norm| size_of_val(norm.as_slice())).sum::<usize>()
 }
 
 /// `out = x * matrix^T`, rounded.

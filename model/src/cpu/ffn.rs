@@ -1,12 +1,14 @@
 //! The FFN side on the CPU, whole or one shard of it.
 
 use crate::fp8::{self, fp8_groups};
-use crate::kernel::{Activations, Cores};
-use crate::stage::{FfnInput, FfnStage, Hidden, check_len};
+use crate::kernel::{Activations, Cores, Matrix};
+use crate::load::load;
+use crate::mlp::Mlp;
+use crate::stage::{FfnInput, FfnStage, Hidden, check_len, check_segments};
+use crate::weights::FfnLayer as Layer;
 use crate::{Checkpoint, Dtype, LoadOptions, LoadProgress, ModelConfig, ModelError, Shard};
 
-use super::load::{Loader, load};
-use super::mlp::{Mlp, MlpScratch};
+use super::mlp::MlpScratch;
 use super::room;
 
 /// Experts, shared experts and dense layers, or one shard's part of them, in host memory.
@@ -18,19 +20,8 @@ pub struct CpuFfn {
     dtype: Dtype,
     cores: Cores,
     shard: Shard,
-    layers: Vec<Layer>,
+    layers: Vec<Layer<Matrix>>,
     scratch: Scratch,
-}
-
-#[derive(Debug)]
-enum Layer {
-    Dense(Mlp),
-    Moe {
-        /// The shard's experts, the first of which is number `first`.
-        first: usize,
-        experts: Vec<Mlp>,
-        shared: Mlp,
-    },
 }
 
 /// One row's visit to one expert.
@@ -82,29 +73,6 @@ impl CpuFfn {
     }
 }
 
-impl Layer {
-    fn load(loader: &Loader<'_>, config: &ModelConfig, shard: Shard, layer: usize) -> Result<Self, ModelError> {
-        let hidden = config.hidden_size;
-        let prefix = format!("model.layers.{layer}");
-        if !config.is_moe(layer) {
-            let full = config.intermediate_size;
-            return Ok(Self::Dense(loader.mlp(&format!("{prefix}.mlp"), hidden, full, shard)?));
-        }
-        let held = shard.experts(config);
-        let first = held.start;
-        let stacked = format!("{prefix}.moe");
-        let expert = |e| {
-            loader.stacked_mlp(&stacked, hidden, config.moe_intermediate_size, config.num_experts, e, shard.of_expert())
-        };
-        let full = config.share_expert_dim;
-        Ok(Self::Moe {
-            first,
-            experts: held.map(expert).collect::<Result<_, _>>()?,
-            shared: loader.mlp(&format!("{prefix}.share_expert"), hidden, full, shard)?,
-        })
-    }
-}
-
 impl FfnStage for CpuFfn {
     fn config(&self) -> &ModelConfig {
         &self.config
@@ -115,7 +83,7 @@ impl FfnStage for CpuFfn {
     }
 
     fn weight_bytes(&self) -> usize {
-        let bytes = |layer: &Layer| match layer {
+        let bytes = |layer: &Layer<Matrix>| match layer {
             Layer::Dense(mlp) => mlp.bytes(),
             Layer::Moe { experts, shared, .. } => experts.iter().map(Mlp::bytes).sum::<usize>() + shared.bytes(),
         };
@@ -277,39 +245,6 @@ impl Visits {
             scatter(dtype, hidden, visits, &gathered.plain[..visits.len() * hidden], out);
         }
     }
-}
-
-/// Refuses what a peer may have sent wrong; returns the number of rows.
-fn check_segments(config: &ModelConfig, top_k: usize, segments: &[FfnInput<'_>]) -> Result<usize, ModelError> {
-    let mut total = 0;
-    for (segment, input) in segments.iter().enumerate() {
-        let rows = input.hidden.len().div_ceil(config.hidden_size);
-        check_len("hidden", input.hidden.len(), rows * config.hidden_size)?;
-        if let Hidden::Fp8 { scales, .. } = input.hidden {
-            check_len("scales", scales.len(), rows * fp8_groups(config.hidden_size))?;
-        }
-        check_len("experts", input.experts.len(), rows * top_k)?;
-        check_len("weights", input.weights.len(), rows * top_k)?;
-        total += rows;
-        if top_k == 0 {
-            continue;
-        }
-        let choices = input.experts.chunks_exact(top_k).zip(input.weights.chunks_exact(top_k));
-        for (row, (experts, weights)) in choices.enumerate() {
-            for (i, (&expert, &weight)) in experts.iter().zip(weights).enumerate() {
-                if usize::from(expert) >= config.num_experts {
-                    return Err(ModelError::Expert { segment, row, expert, reason: "does not exist" });
-                }
-                if experts[..i].contains(&expert) {
-                    return Err(ModelError::Expert { segment, row, expert, reason: "is named twice" });
-                }
-                if !weight.is_finite() {
-                    return Err(ModelError::ExpertWeight { segment, row, expert, weight });
-                }
-            }
-        }
-    }
-    Ok(total)
 }
 
 #[cfg(test)]

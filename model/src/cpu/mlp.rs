@@ -1,22 +1,10 @@
-//! The gated MLP that dense layers, routed experts and the shared expert are made of.
+//! The gated MLP on the CPU.
 
 use crate::Dtype;
 use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, silu_times};
 
 use super::room;
-
-/// `down(silu(gate x) * up x)`, or the part of it that a range of the intermediate dimension contributes.
-#[derive(Debug)]
-pub(super) struct Mlp {
-    /// `[width, hidden]`.
-    pub(super) gate: Matrix,
-    /// `[width, hidden]`.
-    pub(super) up: Matrix,
-    /// `[hidden, width]`.
-    pub(super) down: Matrix,
-    /// The part of the intermediate dimension that is held.
-    pub(super) width: usize,
-}
+use crate::mlp::Mlp;
 
 /// Intermediate rows, kept between calls.
 #[derive(Debug, Default)]
@@ -26,7 +14,7 @@ pub(super) struct MlpScratch {
     quantised: QuantiseScratch,
 }
 
-impl Mlp {
+impl Mlp<Matrix> {
     /// `out` `[rows, hidden]` from `x` `[rows, hidden]`, rounded as `dtype` says.
     pub(super) fn apply(
         &self,

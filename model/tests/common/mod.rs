@@ -6,10 +6,16 @@ pub mod files;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
+use stepmesh_model::cuda::{CudaAttention, CudaFfn};
 use stepmesh_model::{
-    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, Hidden, KvCache, ModelConfig, Row,
-    SequenceId, Shard, fp8_groups, quantise_rows,
+    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, FfnInput, FfnStage, Hidden, KvCache, LoadOptions,
+    ModelConfig, Row, SequenceId, Shard, fp8_groups, quantise_rows,
 };
+
+/// The GPU that the tests are to run on, by `STEPMESH_TEST_GPU`; the CPU if there is none.
+pub fn gpu() -> Option<u32> {
+    std::env::var("STEPMESH_TEST_GPU").ok().map(|index| index.parse().unwrap())
+}
 
 pub fn fixture(file: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny")).join(file)
@@ -80,16 +86,25 @@ impl Model {
 
     /// A model of `checkpoint` whose experts are cut among `tensor` shards each.
     pub fn of(checkpoint: &Checkpoint, dtype: Dtype, shards: usize, tensor: usize) -> Self {
+        let (gpu, options) = (gpu(), LoadOptions::new(dtype));
         let ffn = |index| -> Box<dyn FfnStage> {
             let shard = Shard::with_tensor_parallel(index, shards, tensor).unwrap();
-            Box::new(CpuFfn::load(checkpoint, dtype, shard).unwrap())
+            match gpu {
+                None => Box::new(CpuFfn::load(checkpoint, dtype, shard).unwrap()),
+                Some(index) => Box::new(CudaFfn::load(checkpoint, options, shard, index, &mut |_| {}).unwrap()),
+            }
         };
-        Self {
-            attention: Box::new(CpuAttention::load(checkpoint, dtype).unwrap()),
-            ffns: (0..shards).map(ffn).collect(),
-            cache: KvCache::new(checkpoint.config(), dtype, 1024).unwrap(),
-            fp8_wire: false,
-        }
+        let attention: Box<dyn AttentionStage> = match gpu {
+            None => Box::new(CpuAttention::load(checkpoint, dtype).unwrap()),
+            Some(index) => {
+                let mut stage = CudaAttention::load(checkpoint, options, index, &mut |_| {}).unwrap();
+                // So that the tiny model's sequences are cut, too.
+                stage.set_split(128).unwrap();
+                Box::new(stage)
+            }
+        };
+        let cache = attention.new_cache(1024).unwrap();
+        Self { attention, ffns: (0..shards).map(ffn).collect(), cache, fp8_wire: false }
     }
 
     pub fn config(&self) -> ModelConfig {

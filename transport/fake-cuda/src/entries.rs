@@ -3,7 +3,7 @@
 use crate::machine::{self, BIAS, Kind, MEMORY};
 use crate::stream::{self, Operation, Stream, word};
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdeviceptr, CUgraph, CUgraphExec, CUipcMemHandle, CUresult, CUstream,
+    CUcontext, CUdevice, CUdeviceptr, CUgraph, CUgraphExec, CUipcMemHandle, CUmemorytype, CUresult, CUstream,
     CUstreamBatchMemOpParams, CUstreamBatchMemOpType as Kinds, CUstreamCaptureMode,
 };
 use std::cell::Cell;
@@ -187,6 +187,20 @@ unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
         }
         // SAFETY: as above.
         unsafe { give(out, memory as u64 + BIAS) }
+    })
+}
+
+/// The kind of memory is all that it knows of an address.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuPointerGetAttribute(out: *mut c_void, _attribute: c_int, address: CUdeviceptr) -> CUresult {
+    within("cuPointerGetAttribute", || {
+        let host = address.checked_sub(BIAS).unwrap_or(address);
+        let kind = machine::get().find(host as usize, |_, allocation| match allocation.kind {
+            Kind::Host | Kind::Registered => CUmemorytype::CU_MEMORYTYPE_HOST,
+            Kind::Device(_) | Kind::Opened => CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        });
+        // SAFETY: as above.
+        unsafe { give(out.cast(), kind.ok_or(INVALID)? as u32) }
     })
 }
 

@@ -1,4 +1,5 @@
-//! How a test gets the double: it runs in a process of its own, in which the double is found in place of `libcuda.so`.
+//! How a test gets the double: it runs in a process of its own, in which the double is found in place of `libcuda.so`. Where
+//! `STEPMESH_REAL_CUDA` is set, those that need nothing of the double's own run on the machine's GPU instead.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "for tests")]
 
 use cudarc::driver::sys::{self, CUresult};
@@ -8,6 +9,11 @@ use std::process::Command;
 
 /// Set in the process that has the double.
 const INSIDE: &str = "STEPMESH_FAKE_CUDA";
+
+/// Whether tests run on the machine's own driver.
+fn is_real() -> bool {
+    std::env::var_os("STEPMESH_REAL_CUDA").is_some()
+}
 
 /// The double as it was built beside this test.
 fn library() -> PathBuf {
@@ -22,22 +28,34 @@ fn library() -> PathBuf {
 /// A command that runs test `name` of this program in a process that finds the double, or no driver at all.
 pub fn process(name: &str, has_driver: bool) -> (Command, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    if has_driver {
+    if has_driver && !is_real() {
         std::os::unix::fs::symlink(library(), directory.path().join("libcuda.so")).unwrap();
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture"]).env("LD_LIBRARY_PATH", directory.path()).env(INSIDE, "1");
+    command.args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+    if !is_real() {
+        command.env("LD_LIBRARY_PATH", directory.path());
+    }
     (command, directory)
 }
 
-/// Runs `test`, which is the whole of test `name`, in a process of its own with the double.
+/// Runs `test`, which is the whole of test `name`, in a process of its own with the double, which it tells what to do.
 pub fn with_double(name: &str, test: impl FnOnce()) {
+    if !is_real() {
+        within(name, true, test);
+    }
+}
+
+/// As [`with_double`], for what holds on every driver.
+pub fn with_driver(name: &str, test: impl FnOnce()) {
     within(name, true, test);
 }
 
 /// As [`with_double`], where there is no driver.
 pub fn without_driver(name: &str, test: impl FnOnce()) {
-    within(name, false, test);
+    if !is_real() {
+        within(name, false, test);
+    }
 }
 
 fn within(name: &str, has_driver: bool, test: impl FnOnce()) {
@@ -76,8 +94,11 @@ pub fn version(version: i32) {
     call(version);
 }
 
-/// Bytes of device memory that are allocated.
+/// Bytes of device memory that are allocated; a real driver does not say.
 pub fn allocated() -> usize {
+    if is_real() {
+        return 0;
+    }
     let call: extern "C" fn() -> usize = control(b"fakeAllocated\0");
     call()
 }

@@ -99,14 +99,46 @@ impl Context {
         self.flushes
     }
 
+    /// Its compute capability, as (major, minor).
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn capability(&self) -> Result<(u32, u32), CudaError> {
+        let major = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        Ok((major as u32, self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32))
+    }
+
+    /// What the driver says of one of its attributes.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn attribute(&self, attribute: Attribute) -> Result<i32, CudaError> {
+        let mut value = 0;
+        let device = self.device;
+        // SAFETY: the pointer is valid.
+        self.call("cuDeviceGetAttribute", || unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
+        Ok(value)
+    }
+
+    /// Whether the driver has an entry point that this crate does not call itself: without it, a call would panic.
+    pub fn has_entry_point(&self, name: &CStr) -> bool {
+        driver::has(name)
+    }
+
     /// Makes it the calling thread's.
-    pub(super) fn enter(&self) -> Result<(), CudaError> {
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained for as long as this lives.
         check(self.index, "cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.raw) })
     }
 
-    /// Enters, calls, and says what the answer means.
-    pub(super) fn call(&self, name: &'static str, call: impl FnOnce() -> CUresult) -> Result<(), CudaError> {
+    /// Makes it the calling thread's, calls the driver, and says what the answer means: for clients that call it themselves.
+    ///
+    /// # Errors
+    /// [`CudaError::Lost`], [`CudaError::Refused`].
+    pub fn call(&self, name: &'static str, call: impl FnOnce() -> CUresult) -> Result<(), CudaError> {
         self.enter()?;
         check(self.index, name, call())
     }

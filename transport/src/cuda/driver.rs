@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 const OLDEST: i32 = 12_000;
 
 /// Every entry point that is called; without one of them `cudarc` would panic.
-const ENTRY_POINTS: [&CStr; 32] = [
+const ENTRY_POINTS: [&CStr; 33] = [
     c"cuInit",
     c"cuDriverGetVersion",
     c"cuDeviceGetCount",
@@ -29,6 +29,7 @@ const ENTRY_POINTS: [&CStr; 32] = [
     c"cuMemHostRegister_v2",
     c"cuMemHostUnregister",
     c"cuMemcpyAsync",
+    c"cuPointerGetAttribute",
     c"cuMemGetHandleForAddressRange",
     c"cuIpcGetMemHandle",
     c"cuIpcOpenMemHandle_v2",
@@ -78,6 +79,12 @@ fn initialise() -> Result<(), CudaError> {
         CUresult::CUDA_ERROR_NO_DEVICE => Err(CudaError::NoDevice { index: 0, count: 0 }),
         error => Err(CudaError::Refused { index: 0, call: "cuInit", name: name(error) }),
     }
+}
+
+/// Whether the driver, which was loaded, has an entry point.
+pub(super) fn has(name: &CStr) -> bool {
+    // SAFETY: the library is there; looked up only, and as an untyped address.
+    unsafe { sys::culib().get::<*const ()>(name.to_bytes_with_nul()) }.is_ok()
 }
 
 /// The driver's name for an answer.

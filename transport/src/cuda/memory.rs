@@ -18,7 +18,8 @@ static EXPORTED: Mutex<Vec<([u8; 64], Weak<DeviceMemory>)>> = Mutex::new(Vec::ne
 const GRANULE: usize = 2 << 20;
 
 /// Device memory. Wrapped in a [`crate::Region`] it is registered like any other, by providers that reach devices; it is
-/// freed when the last region, stream or graph that refers to it is gone.
+/// freed when the last region, stream or graph that refers to it is gone. Freeing waits for all that this process has on the GPU,
+/// at gates too: a step is over, or given up, before memory is let go.
 pub struct DeviceMemory {
     context: Arc<Context>,
     address: CUdeviceptr,

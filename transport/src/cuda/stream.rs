@@ -2,11 +2,14 @@
 
 use super::{Context, CudaError};
 use crate::{Memory, Region};
-use cudarc::driver::sys::{self, CUdeviceptr, CUresult, CUstream, CUstream_flags, CUstreamBatchMemOpParams};
+use cudarc::driver::sys::{
+    self, CUdeviceptr, CUmemorytype, CUpointer_attribute, CUresult, CUstream, CUstream_flags, CUstreamBatchMemOpParams,
+};
 use std::fmt;
 use std::ops::Range;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Some bytes of a region, on a device or of pinned host memory.
 #[derive(Clone, Debug)]
@@ -27,7 +30,31 @@ impl Span {
         Ok(Self { region: region.clone(), range })
     }
 
-    fn address(&self) -> CUdeviceptr {
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// What it is of.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Some of its bytes.
+    ///
+    /// # Errors
+    /// [`CudaError::Invalid`] if it has no such bytes.
+    pub fn part(&self, range: Range<usize>) -> Result<Self, CudaError> {
+        if range.start > range.end || range.end > self.len() {
+            return Err(CudaError::Invalid(format!("{range:?} is outside a span of {} bytes", self.len())));
+        }
+        let start = self.range.start;
+        Ok(Self { region: self.region.clone(), range: start + range.start..start + range.end })
+    }
+
+    /// Where it begins, as the driver and kernels name it.
+    pub fn address(&self) -> CUdeviceptr {
         (self.region.base().addr().get() + self.range.start) as CUdeviceptr
     }
 }
@@ -84,10 +111,13 @@ impl Stream {
         self.raw
     }
 
-    /// Copies, behind all that is on the stream.
+    /// Copies, behind all that is on the stream. Between host and device, copy engines do it; between two places of one GPU,
+    /// drivers up to CUDA 13.0 use its multiprocessors, whatever they are asked for: what is produced in a slot needs no copy.
     ///
     /// # Errors
-    /// [`CudaError::Invalid`] if the spans differ in length, or the target may not be written.
+    /// [`CudaError::Invalid`] if the spans differ in length, if the target may not be written, if host memory is not pinned, or if
+    /// both are host memory: the driver would have the CPU wait for all that is on the stream, perhaps for a gate that this very
+    /// thread opens.
     pub fn copy(&self, from: &Span, to: &Span) -> Result<(), CudaError> {
         let len = from.range.len();
         if len != to.range.len() {
@@ -96,10 +126,30 @@ impl Stream {
         if !to.region.writable() {
             return Err(CudaError::Invalid("copying to memory that may not be written".into()));
         }
+        if !from.region.on_device() && !to.region.on_device() {
+            return Err(CudaError::Invalid("copying from host memory to host memory: that is the CPU's work".into()));
+        }
+        for span in [from, to] {
+            if !span.region.on_device() && !self.is_pinned(span)? {
+                return Err(CudaError::Invalid(format!(
+                    "copying {:?}, which is not pinned: `PinnedMemory::pin` it",
+                    span.region
+                )));
+            }
+        }
         self.hold([from.region.memory(), to.region.memory()].into_iter().cloned());
         // SAFETY: both spans lie in memory that is kept until the copy is over.
         let copy = || unsafe { sys::cuMemcpyAsync(to.address(), from.address(), len, self.raw) };
         self.context.call("cuMemcpyAsync", copy)
+    }
+
+    fn is_pinned(&self, span: &Span) -> Result<bool, CudaError> {
+        let mut kind = 0_u32;
+        let (to, attribute) = ((&raw mut kind).cast(), CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
+        // SAFETY: of this attribute the value is 32 bits; the address is only looked up.
+        let look = || unsafe { sys::cuPointerGetAttribute(to, attribute, span.address()) };
+        // What the driver does not know is nobody's pinned memory.
+        Ok(self.context.ask("cuPointerGetAttribute", look)?.is_ok() && kind == CUmemorytype::CU_MEMORYTYPE_HOST as u32)
     }
 
     /// Stream memory operations in one batch, which refer to `memory`.
@@ -132,8 +182,23 @@ impl Stream {
         }
     }
 
-    /// Keeps memory until the work that is on the stream now is over.
-    pub(super) fn hold(&self, memory: impl IntoIterator<Item = Arc<dyn Memory>>) {
+    /// Waits until all work on it is over.
+    ///
+    /// # Errors
+    /// [`CudaError::Lost`] if the work has failed; [`CudaError::Invalid`] if it takes longer.
+    pub fn finish(&self, timeout: Duration) -> Result<(), CudaError> {
+        let started = Instant::now();
+        while !self.is_idle()? {
+            if started.elapsed() > timeout {
+                return Err(CudaError::Invalid(format!("{self:?} still has work after {timeout:?}")));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Keeps memory until the work that is on the stream now is over: what kernels that a client launches refer to.
+    pub fn hold(&self, memory: impl IntoIterator<Item = Arc<dyn Memory>>) {
         let mut held = self.held();
         for memory in memory {
             if !held.iter().any(|known| Arc::ptr_eq(known, &memory)) {

@@ -1,6 +1,6 @@
 //! A provider's device with a GPU beside it: its payloads are device memory where peers can open that, pinned memory else.
 
-use crate::double::{allocated, context, fail, finish, host, whole, with_double};
+use crate::double::{allocated, context, fail, finish, host, whole, with_double, with_driver};
 use cudarc::driver::sys::CUresult;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ impl Pair {
 
 #[test]
 fn a_peer_reads_and_produces_in_device_memory_and_only_what_it_may() {
-    with_double("device::a_peer_reads_and_produces_in_device_memory_and_only_what_it_may", || {
+    with_driver("device::a_peer_reads_and_produces_in_device_memory_and_only_what_it_may", || {
         let mut pair = Pair::new(Provider::Shm);
         assert!(!pair.device.places_payloads());
         let stream = Stream::new(&context()).unwrap();
@@ -145,7 +145,7 @@ fn memory_that_a_peer_was_granted_is_neither_freed_nor_given_out_again_while_the
 
 #[test]
 fn device_memory_has_no_place_and_damaged_descriptors_are_refused() {
-    with_double("device::device_memory_has_no_place_and_damaged_descriptors_are_refused", || {
+    with_driver("device::device_memory_has_no_place_and_damaged_descriptors_are_refused", || {
         let mut pair = Pair::new(Provider::Shm);
         let space = AddressSpace::reserve(AREA).unwrap();
         let place = || Some(Placement::take(&space, 0, AREA).unwrap());

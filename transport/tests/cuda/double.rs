@@ -1,7 +1,7 @@
 //! What tests on the double have in common.
 
 use std::sync::Arc;
-use stepmesh_transport::cuda::{Context, Span, Stream};
+use stepmesh_transport::cuda::{Context, PinnedMemory, Span, Stream};
 use stepmesh_transport::{HostMemory, Region};
 
 pub(crate) use stepmesh_fake_cuda::harness::*;
@@ -10,11 +10,11 @@ pub(crate) fn context() -> Arc<Context> {
     Context::open(0).unwrap()
 }
 
-/// Host memory with these bytes.
+/// Pinned host memory with these bytes.
 pub(crate) fn host(bytes: &[u8]) -> Region {
     let region = Region::new(Arc::new(HostMemory::allocate(bytes.len(), None).unwrap()));
     region.write(0, bytes).unwrap();
-    region
+    PinnedMemory::pin(&context(), region).unwrap()
 }
 
 pub(crate) fn whole(region: &Region) -> Span {

@@ -1,6 +1,6 @@
 //! Gates and graphs: a step is captured once and replayed, and nobody waits for ever.
 
-use crate::double::{context, finish, host, whole, with_double};
+use crate::double::{context, finish, host, whole, with_driver};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_transport::cuda::{CudaError, DeviceMemory, Gates, Graph, Span, Stream};
@@ -49,7 +49,9 @@ impl Step {
             for last in count - MICROBATCHES..count {
                 gates.gate(last).unwrap().pass(stream)?;
             }
-            stream.copy(&whole(&landed), &whole(&result))
+            let all = Span::new(&state, 0..count * BYTES)?;
+            stream.copy(&whole(&landed), &all)?;
+            stream.copy(&all, &whole(&result))
         })
         .unwrap();
         Self { gates, stream, graph, sent, landed, result }
@@ -83,7 +85,7 @@ impl Step {
 
 #[test]
 fn a_step_with_its_transfers_is_captured_once_and_replayed_a_thousand_times() {
-    with_double("gates::a_step_with_its_transfers_is_captured_once_and_replayed_a_thousand_times", || {
+    with_driver("gates::a_step_with_its_transfers_is_captured_once_and_replayed_a_thousand_times", || {
         let step = Step::capture();
         assert!(step.stream.is_idle().unwrap(), "a capture does nothing");
         for replay in 0..1000 {
@@ -101,7 +103,7 @@ fn a_step_with_its_transfers_is_captured_once_and_replayed_a_thousand_times() {
 
 #[test]
 fn a_replay_waits_at_a_gate_that_stays_closed() {
-    with_double("gates::a_replay_waits_at_a_gate_that_stays_closed", || {
+    with_driver("gates::a_replay_waits_at_a_gate_that_stays_closed", || {
         let step = Step::capture();
         step.graph.launch(&step.stream).unwrap();
         assert_eq!(step.serve(MICROBATCHES + 1), MICROBATCHES + 1);
@@ -115,7 +117,7 @@ fn a_replay_waits_at_a_gate_that_stays_closed() {
 
 #[test]
 fn an_abort_opens_every_gate_that_is_left_and_the_next_replay_is_right_again() {
-    with_double("gates::an_abort_opens_every_gate_that_is_left_and_the_next_replay_is_right_again", || {
+    with_driver("gates::an_abort_opens_every_gate_that_is_left_and_the_next_replay_is_right_again", || {
         let step = Step::capture();
         for served in [0, 1, MICROBATCHES, 2 * MICROBATCHES + 1] {
             step.graph.launch(&step.stream).unwrap();
@@ -138,7 +140,7 @@ fn an_abort_opens_every_gate_that_is_left_and_the_next_replay_is_right_again() {
 
 #[test]
 fn a_stream_that_waits_for_ever_is_dropped_without_waiting() {
-    with_double("gates::a_stream_that_waits_for_ever_is_dropped_without_waiting", || {
+    with_driver("gates::a_stream_that_waits_for_ever_is_dropped_without_waiting", || {
         let context = context();
         let gates = Gates::new(&context, 1).unwrap();
         let stream = Stream::new(&context).unwrap();
@@ -149,7 +151,7 @@ fn a_stream_that_waits_for_ever_is_dropped_without_waiting() {
 
 #[test]
 fn numbers_of_gates_and_spans_that_make_no_sense_are_refused() {
-    with_double("gates::numbers_of_gates_and_spans_that_make_no_sense_are_refused", || {
+    with_driver("gates::numbers_of_gates_and_spans_that_make_no_sense_are_refused", || {
         let context = context();
         for count in [0, 1 << 20] {
             assert!(Gates::new(&context, count).unwrap_err().to_string().contains("gates"));

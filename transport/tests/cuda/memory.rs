@@ -1,16 +1,17 @@
 //! Device memory: who owns it, who may touch it, how others reach it.
 
-use crate::double::{allocated, attribute, context, fail, finish, host, process, whole, with_double};
+use crate::double::{allocated, attribute, context, fail, finish, host, process, whole, with_double, with_driver};
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::Stdio;
+use std::sync::Arc;
 use stepmesh_transport::cuda::{CudaError, DeviceMemory, ExportedMemory, PeerMemory, Span, Stream};
-use stepmesh_transport::{Access, Device, DeviceOptions, Memory, Provider, Region, TransportError};
+use stepmesh_transport::{Access, Device, DeviceOptions, HostMemory, Memory, Provider, Region, TransportError};
 
 #[test]
 fn bytes_go_to_the_device_and_come_back_and_the_cpu_touches_none() {
-    with_double("memory::bytes_go_to_the_device_and_come_back_and_the_cpu_touches_none", || {
+    with_driver("memory::bytes_go_to_the_device_and_come_back_and_the_cpu_touches_none", || {
         let context = context();
         let device = Region::new(DeviceMemory::allocate(&context, 1000).unwrap());
         assert_eq!(device.len(), 2 << 20, "whole granules");
@@ -28,6 +29,25 @@ fn bytes_go_to_the_device_and_come_back_and_the_cpu_touches_none() {
         let mut found = vec![0; 1000];
         back.read(0, &mut found).unwrap();
         assert_eq!(found, bytes);
+    });
+}
+
+#[test]
+fn a_stream_refuses_host_memory_that_is_not_pinned_for_the_driver_would_have_the_cpu_wait() {
+    let name = "memory::a_stream_refuses_host_memory_that_is_not_pinned_for_the_driver_would_have_the_cpu_wait";
+    with_driver(name, || {
+        let device = Region::new(DeviceMemory::allocate(&context(), 5).unwrap());
+        let plain = Region::new(Arc::new(HostMemory::allocate(5, None).unwrap()));
+        let stream = Stream::new(&context()).unwrap();
+        let (device, plain) = (Span::new(&device, 0..5).unwrap(), whole(&plain));
+        for (from, to) in [(&device, &plain), (&plain, &device)] {
+            let error = stream.copy(from, to).unwrap_err().to_string();
+            assert!(error.contains("not pinned"), "{error}");
+        }
+        let (one, other) = (host(&[0; 5]), host(&[0; 5]));
+        let error = stream.copy(&whole(&one), &whole(&other)).unwrap_err().to_string();
+        assert!(error.contains("CPU's work"), "{error}");
+        assert!(stream.is_idle().unwrap());
     });
 }
 
@@ -110,7 +130,7 @@ fn opens_what_it_is_handed() {
 
 #[test]
 fn another_process_opens_it_and_both_see_the_same_bytes() {
-    with_double("memory::another_process_opens_it_and_both_see_the_same_bytes", || {
+    with_driver("memory::another_process_opens_it_and_both_see_the_same_bytes", || {
         let context = context();
         let memory = DeviceMemory::allocate(&context, 1).unwrap();
         let exported = memory.export().unwrap();
@@ -146,7 +166,7 @@ fn handles_that_make_no_sense_are_refused() {
     let with_len = |len: u64| [&[1; 64][..], &len.to_le_bytes()].concat();
     assert!(ExportedMemory::decode(&with_len(u64::MAX)).is_err() && ExportedMemory::decode(&with_len(4096)).is_err());
     assert!(ExportedMemory::decode(&with_len(2 << 20)).is_ok());
-    with_double("memory::handles_that_make_no_sense_are_refused", || {
+    with_driver("memory::handles_that_make_no_sense_are_refused", || {
         let stale = ExportedMemory::decode(&[&[1; 64][..], &(2_u64 << 20).to_le_bytes()].concat()).unwrap();
         let error = PeerMemory::open(&context(), &stale).unwrap_err();
         assert!(matches!(error, CudaError::Peer { .. }) && error.to_string().contains("must still exist"));

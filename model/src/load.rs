@@ -1,4 +1,4 @@
-//! Weights from a checkpoint into panels, whole or the part that a shard holds.
+//! Weights from a checkpoint into matrices, whole or the part that a shard holds: panels for the CPU, rows for a GPU.
 //!
 //! Loading goes over the same list of tensors twice: first it checks that each is there, of the right shape and of a
 //! known type, and counts bytes; only then does it read.
@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::mlp::Mlp;
 use crate::dtype::{round_bf16, to_bf16};
 use crate::fp8::{self, FP8_GROUP};
-use crate::kernel::{Matrix, Table, Values, WIDTH, Weights};
+use crate::kernel::{Matrix, Values, WIDTH, Weights};
+use crate::mlp::Mlp;
 use crate::tensor::{Element, Tensor};
 use crate::{Checkpoint, Dtype, ModelError, Shard};
 
@@ -45,7 +45,7 @@ const REPORT_EVERY: u64 = 16 << 20;
 
 /// Builds something from a checkpoint's weights: checks everything, then reads. `observe` hears how far it is, at the
 /// beginning and the end at least.
-pub(super) fn load<T>(
+pub(crate) fn load<T>(
     checkpoint: &Checkpoint,
     dtype: Dtype,
     observe: &mut dyn FnMut(LoadProgress),
@@ -65,7 +65,7 @@ pub(super) fn load<T>(
 }
 
 /// A checkpoint seen through a compute type.
-pub(super) struct Loader<'a> {
+pub(crate) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     dtype: Dtype,
     work: Work<'a>,
@@ -91,43 +91,69 @@ impl Reader<'_> {
     }
 }
 
+/// A matrix as a stage keeps it.
+pub(crate) trait Loaded: Sized {
+    /// What stands for it while tensors are only checked.
+    fn none() -> Self;
+
+    /// Reads a part of a tensor, with its scales if it is FP8; `narrow` if its elements are kept in two bytes otherwise.
+    fn read(tensor: &Tensor<'_>, part: &Part<'_>, scales: Option<Scales>, narrow: bool) -> Result<Self, ModelError>;
+}
+
 /// A rectangle of a tensor that is seen as a matrix.
 #[derive(Clone)]
-struct Part<'a> {
+pub(crate) struct Part<'a> {
     name: &'a str,
     shape: &'a [usize],
-    rows: Range<usize>,
-    cols: Range<usize>,
+    pub(crate) rows: Range<usize>,
+    pub(crate) cols: Range<usize>,
+}
+
+/// The scales of an FP8 part: one for every 128 x 128 of its tensor.
+pub(crate) struct Scales {
+    values: Vec<f32>,
+    /// Rows of one matrix, and blocks of rows: stacked matrices begin with a block of their own.
+    height: usize,
+    high: usize,
+    /// The first block of rows that is held.
+    first: usize,
+    /// Blocks of columns that are held.
+    pub(crate) blocks: usize,
+}
+
+impl Scales {
+    /// That of a row of the tensor, and of a block of the part's columns.
+    pub(crate) fn at(&self, row: usize, block: usize) -> f32 {
+        let block_row = row / self.height * self.high + row % self.height / FP8_GROUP;
+        self.values[(block_row - self.first) * self.blocks + block]
+    }
 }
 
 impl Loader<'_> {
     /// A whole matrix `[rows, cols]`.
-    pub(super) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+    pub(crate) fn matrix<M: Loaded>(&self, name: &str, rows: usize, cols: usize) -> Result<M, ModelError> {
         self.rectangle(Part { name, shape: &[rows, cols], rows: 0..rows, cols: 0..cols })
     }
 
-    /// A whole table `[rows, cols]`.
-    pub(super) fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Table, ModelError> {
+    /// A whole table `[rows, cols]`, row by row.
+    pub(crate) fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Values, ModelError> {
         let tensor = self.unscaled(name, &[rows, cols])?;
         if !self.read(rows * cols * tensor.element().bytes()) {
-            return Ok(Table::new(cols, Values::F32(Vec::new())));
+            return Ok(Values::F32(Vec::new()));
         }
-        Ok(Table::new(
-            cols,
-            if self.narrow(tensor.element()) {
-                let mut values = Vec::new();
-                tensor.read(0..rows, 0..cols, &mut values, to_bf16)?;
-                Values::Bf16(values)
-            } else {
-                let mut values = Vec::new();
-                tensor.read(0..rows, 0..cols, &mut values, |value| value)?;
-                Values::F32(values)
-            },
-        ))
+        Ok(if self.narrow(tensor.element()) {
+            let mut values = Vec::new();
+            tensor.read(0..rows, 0..cols, &mut values, to_bf16)?;
+            Values::Bf16(values)
+        } else {
+            let mut values = Vec::new();
+            tensor.read(0..rows, 0..cols, &mut values, |value| value)?;
+            Values::F32(values)
+        })
     }
 
     /// A norm's weight `[width]`, as f32 values rounded as the compute type says.
-    pub(super) fn norm(&self, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn norm(&self, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.unscaled(name, &[width])?;
         let mut weight = Vec::new();
         if self.read(width * tensor.element().bytes()) {
@@ -138,7 +164,13 @@ impl Loader<'_> {
     }
 
     /// A shard's part of a gated MLP `prefix.{gate,up,down}_proj.weight` of full width `full`.
-    pub(super) fn mlp(&self, prefix: &str, hidden: usize, full: usize, shard: Shard) -> Result<Mlp, ModelError> {
+    pub(crate) fn mlp<M: Loaded>(
+        &self,
+        prefix: &str,
+        hidden: usize,
+        full: usize,
+        shard: Shard,
+    ) -> Result<Mlp<M>, ModelError> {
         let [gate, up, down] = names(prefix);
         let width = self.cut(&gate, &[full, hidden], shard, full)?;
         let inward =
@@ -149,7 +181,7 @@ impl Loader<'_> {
 
     /// A shard's part of expert `expert` of `experts` gated MLPs of width `full` that are stacked on the first
     /// dimension.
-    pub(super) fn stacked_mlp(
+    pub(crate) fn stacked_mlp<M: Loaded>(
         &self,
         prefix: &str,
         hidden: usize,
@@ -157,7 +189,7 @@ impl Loader<'_> {
         experts: usize,
         expert: usize,
         shard: Shard,
-    ) -> Result<Mlp, ModelError> {
+    ) -> Result<Mlp<M>, ModelError> {
         let [gate, up, down] = names(prefix);
         let width = self.cut(&gate, &[experts, full, hidden], shard, full)?;
         let one = |name: &str, rows: usize, cols: usize, some: Range<usize>, of: Range<usize>| {
@@ -212,26 +244,21 @@ impl Loader<'_> {
         Ok(tensor)
     }
 
-    fn rectangle(&self, part: Part<'_>) -> Result<Matrix, ModelError> {
+    fn rectangle<M: Loaded>(&self, part: Part<'_>) -> Result<M, ModelError> {
         let tensor = self.checkpoint.tensor(part.name, part.shape)?;
         let (rows, cols) = (part.rows.len(), part.cols.len());
         let scales = match tensor.element() {
-            Element::Fp8 => Some(self.scales(&tensor, &part)?),
+            Element::Fp8 => self.scales(&tensor, &part)?,
             _ => None,
         };
         if !self.read(rows * cols * tensor.element().bytes()) {
-            return Ok(Matrix::new(0, 0, Weights::F32(Vec::new())));
+            return Ok(M::none());
         }
-        let weights = match scales {
-            Some(scales) => Weights::Fp8(panels(&tensor, &part, fp8::encode)?, scales),
-            None if self.narrow(tensor.element()) => Weights::Bf16(panels::<bf16>(&tensor, &part, to_bf16)?),
-            None => Weights::F32(panels(&tensor, &part, |value| value)?),
-        };
-        Ok(Matrix::new(rows, cols, weights))
+        M::read(&tensor, &part, scales, self.narrow(tensor.element()))
     }
 
-    /// The scales of an FP8 part: for each panel of 16 rows and each block of 128 columns, those of its rows.
-    fn scales(&self, tensor: &Tensor<'_>, part: &Part<'_>) -> Result<Vec<[f32; WIDTH]>, ModelError> {
+    /// The scales of an FP8 part; none while tensors are only checked.
+    fn scales(&self, tensor: &Tensor<'_>, part: &Part<'_>) -> Result<Option<Scales>, ModelError> {
         let name = format!("{}_scale_inv", part.name);
         let [.., height, width] = *part.shape else { return Err(missing(tensor, part)) };
         let (high, wide) = (height.div_ceil(FP8_GROUP), width.div_ceil(FP8_GROUP));
@@ -244,10 +271,10 @@ impl Loader<'_> {
             return Err(ModelError::Fp8Cut { tensor: part.name.into(), at: part.cols.start });
         }
         if matches!(self.work, Work::Check(_)) {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         if part.rows.is_empty() || part.cols.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Some(Scales { values: Vec::new(), height, high, first: 0, blocks: 0 }));
         }
         let block_row = |row: usize| row / height * high + row % height / FP8_GROUP;
         let first = block_row(part.rows.start);
@@ -258,16 +285,33 @@ impl Loader<'_> {
             let file = scales.file().into();
             return Err(ModelError::Scale { tensor: name.clone(), file, value });
         }
-        let scale = |row: usize, block: usize| match part.rows.contains(&row) {
-            true => values[(block_row(row) - first) * blocks.len() + block],
-            false => 0.0,
-        };
-        let mut panels = Vec::with_capacity(part.rows.len().div_ceil(WIDTH) * blocks.len());
-        for row in part.rows.clone().step_by(WIDTH) {
-            panels.extend((0..blocks.len()).map(|block| std::array::from_fn(|lane| scale(row + lane, block))));
-        }
-        Ok(panels)
+        Ok(Some(Scales { values, height, high, first, blocks: blocks.len() }))
     }
+}
+
+impl Loaded for Matrix {
+    fn none() -> Self {
+        Self::new(0, 0, Weights::F32(Vec::new()))
+    }
+
+    fn read(tensor: &Tensor<'_>, part: &Part<'_>, scales: Option<Scales>, narrow: bool) -> Result<Self, ModelError> {
+        let weights = match scales {
+            Some(scales) => Weights::Fp8(panels(tensor, part, fp8::encode)?, scale_panels(part, &scales)),
+            None if narrow => Weights::Bf16(panels::<bf16>(tensor, part, to_bf16)?),
+            None => Weights::F32(panels(tensor, part, |value| value)?),
+        };
+        Ok(Self::new(part.rows.len(), part.cols.len(), weights))
+    }
+}
+
+/// For each panel of 16 rows and each block of 128 columns, the scales of its rows.
+fn scale_panels(part: &Part<'_>, scales: &Scales) -> Vec<[f32; WIDTH]> {
+    let scale = |row: usize, block: usize| if part.rows.contains(&row) { scales.at(row, block) } else { 0.0 };
+    let mut panels = Vec::with_capacity(part.rows.len().div_ceil(WIDTH) * scales.blocks);
+    for row in part.rows.clone().step_by(WIDTH) {
+        panels.extend((0..scales.blocks).map(|block| std::array::from_fn(|lane| scale(row + lane, block))));
+    }
+    panels
 }
 
 fn missing(tensor: &Tensor<'_>, part: &Part<'_>) -> ModelError {

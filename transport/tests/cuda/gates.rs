@@ -28,7 +28,7 @@ impl Step {
         let stream = Stream::new(&context).unwrap();
         let count = LAYERS * MICROBATCHES;
         let gates = Arc::new(Gates::new(&context, count).unwrap());
-        let state = Region::new(DeviceMemory::allocate(&context, count * BYTES).unwrap());
+        let [state, end] = [(); 2].map(|()| Region::new(DeviceMemory::allocate(&context, count * BYTES).unwrap()));
         // Host memory stands for what a network device would reach.
         let [sent, landed, result] = [(); 3].map(|()| host(&vec![0; count * BYTES]));
         let graph = Graph::capture(&stream, |stream| {
@@ -49,7 +49,7 @@ impl Step {
             for last in count - MICROBATCHES..count {
                 gates.gate(last).unwrap().pass(stream)?;
             }
-            let all = Span::new(&state, 0..count * BYTES)?;
+            let all = Span::new(&end, 0..count * BYTES)?;
             stream.copy(&whole(&landed), &all)?;
             stream.copy(&all, &whole(&result))
         })

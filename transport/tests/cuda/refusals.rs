@@ -2,8 +2,8 @@
 
 use crate::double::{attribute, context, fail, host, version, whole, with_double, without_driver};
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult};
-use stepmesh_transport::GateSet;
-use stepmesh_transport::cuda::{Context, CudaError, DeviceMemory, Gates, Graph, Stream};
+use stepmesh_transport::cuda::{Context, CudaError, DeviceMemory, Gates, Graph, Span, Stream};
+use stepmesh_transport::{GateSet, Region};
 
 #[test]
 fn no_driver() {
@@ -75,7 +75,8 @@ fn a_device_that_is_lost() {
     with_double("refusals::a_device_that_is_lost", || {
         let context = context();
         let stream = Stream::new(&context).unwrap();
-        let (from, to) = (host(&[1; 8]), host(&[0; 8]));
+        let to = Region::new(DeviceMemory::allocate(&context, 8).unwrap());
+        let (from, to) = (host(&[1; 8]), Span::new(&to, 0..8).unwrap());
         for (call, error) in [
             ("cuMemcpyAsync", CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE),
             ("cuStreamQuery", CUresult::CUDA_ERROR_ECC_UNCORRECTABLE),
@@ -83,7 +84,7 @@ fn a_device_that_is_lost() {
         ] {
             fail(call, error, 1);
             let found = match call {
-                "cuMemcpyAsync" => stream.copy(&whole(&from), &whole(&to)).unwrap_err(),
+                "cuMemcpyAsync" => stream.copy(&whole(&from), &to).unwrap_err(),
                 "cuStreamQuery" => stream.is_idle().unwrap_err(),
                 _ => DeviceMemory::allocate(&context, 1).unwrap_err(),
             };

@@ -106,10 +106,16 @@ fn what_the_driver_refuses_leaves_nothing_behind() {
         assert!(Gates::new(&context, 4).is_ok());
 
         let stream = Stream::new(&context).unwrap();
-        let (from, to) = (host(&[1; 8]), host(&[0; 8]));
+        let device = Region::new(DeviceMemory::allocate(&context, 8).unwrap());
+        let (from, to, there) = (host(&[1; 8]), host(&[0; 8]), Span::new(&device, 0..8).unwrap());
         // A capture that fails half-way: in the work, at its end, and when it is built.
         fail("cuMemcpyAsync", CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 1);
-        let capture = || Graph::capture(&stream, |stream| stream.copy(&whole(&from), &whole(&to)));
+        let capture = || {
+            Graph::capture(&stream, |stream| {
+                stream.copy(&whole(&from), &there)?;
+                stream.copy(&there, &whole(&to))
+            })
+        };
         assert!(matches!(capture().unwrap_err(), CudaError::Refused { call: "cuMemcpyAsync", .. }));
         fail("cuGraphInstantiateWithFlags", CUresult::CUDA_ERROR_INVALID_VALUE, 1);
         assert!(matches!(capture().unwrap_err(), CudaError::Capture { .. }));

@@ -6,6 +6,7 @@ use stepmesh_mesh::control::ControlError;
 use stepmesh_mesh::scheduler::{OptionsError, ServeError};
 use stepmesh_model::ModelError;
 use stepmesh_pipeline::DaemonError;
+use stepmesh_transport::cuda::CudaError;
 use stepmesh_transport::{Disconnect, PostError, TransportError};
 use thiserror::Error;
 
@@ -42,6 +43,9 @@ pub enum BenchError {
     /// An executor failed.
     #[error(transparent)]
     Executor(#[from] DaemonError),
+    /// The GPU or its driver.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The stages' model could not be made.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -15,6 +15,7 @@ mod timing;
 mod transfer;
 
 pub mod compare;
+pub mod gpu;
 pub mod model;
 pub mod page;
 pub mod pipeline;

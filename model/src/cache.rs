@@ -280,6 +280,16 @@ impl KvCache {
         self.sequences[row.sequence.index as usize].held[layer] = row.position + 1;
     }
 
+    /// For measurements: says that a sequence holds so many tokens, whatever they are.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`] if it was freed.
+    #[doc(hidden)]
+    pub fn assume_held(&mut self, id: SequenceId, tokens: usize) -> Result<(), ModelError> {
+        self.find_mut(id)?.held.fill(tokens);
+        Ok(())
+    }
+
     /// The pages of the sequence of a row that [`KvCache::check`] has passed.
     pub(crate) fn table(&self, row: Row) -> &[u32] {
         &self.sequences[row.sequence.index as usize].blocks

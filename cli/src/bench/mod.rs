@@ -2,6 +2,7 @@
 
 mod common;
 mod compare;
+mod gpu;
 mod model;
 mod pipeline;
 mod pipeline_ffn;
@@ -46,6 +47,12 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:  stepmesh bench model --json model.json\n\
                                   \x20          stepmesh bench model --python venv/bin/python --batch 32")]
     Model(model::ModelArguments),
+    /// What the runtime costs a GPU and what it takes on it; needs a GPU
+    #[command(after_help = "Examples:  stepmesh bench gpu --json gpu.json\n\
+                                  \x20          stepmesh bench gpu --part pushpull,replay --one-process")]
+    Gpu(gpu::GpuArguments),
+    #[command(hide = true)]
+    GpuFfn(gpu::GpuFfnArguments),
     /// Results files as tables, as one HTML page with plots, and what has moved since others
     #[command(
         after_help = "Example:  stepmesh bench report shm.json pushpull.json --html bench.html --baseline old.json"
@@ -63,6 +70,8 @@ pub(crate) fn run(command: BenchCommand) -> Result<(), CliError> {
         BenchCommand::ScalingMember(arguments) => scaling_member::run(&arguments),
         BenchCommand::Compare(arguments) => compare::run(&arguments),
         BenchCommand::Model(arguments) => model::run(&arguments),
+        BenchCommand::Gpu(arguments) => gpu::run(&arguments),
+        BenchCommand::GpuFfn(arguments) => gpu::run_ffn(&arguments),
         BenchCommand::Report(arguments) => report::run(&arguments),
     }
 }

@@ -157,6 +157,28 @@ impl CudaFfn {
         self.arena.take(bytes)
     }
 
+    /// Rows that are noise, for measurements.
+    ///
+    /// # Errors
+    /// [`ModelError::Cuda`].
+    pub fn noise(&mut self, elements: usize) -> Result<Span, ModelError> {
+        let span = self.arena.take(elements * self.gpu.element())?;
+        self.gpu.fill(&self.staging.stream(), &span, 1.0, 3)?;
+        self.staging.stream().finish(PATIENCE)?;
+        Ok(span)
+    }
+
+    /// A router's choices on the device: experts and their weights.
+    ///
+    /// # Errors
+    /// [`ModelError::Cuda`].
+    pub fn choices(&mut self, experts: &[u16], weights: &[f32]) -> Result<(Span, Span), ModelError> {
+        let (ids, with) = (self.arena.take(experts.len() * 2)?, self.arena.take(weights.len() * 4)?);
+        self.staging.upload(experts.iter().copied(), &ids)?;
+        self.staging.upload(weights.iter().copied(), &with)?;
+        Ok((ids, with))
+    }
+
     /// Puts a layer on a stream, as [`FfnStage::forward`] does it: `out` `[rows, hidden]`, as activations are. What peers sent is
     /// not checked here: an expert that this shard does not hold, or that does not exist, adds nothing.
     ///

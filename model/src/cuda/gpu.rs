@@ -420,6 +420,13 @@ impl Gpu {
         launch!(self, stream, c"gather_results", [rows, 1, 1], 256, 0; out, results, shared, ids, weights, place, k, width)
     }
 
+    /// One thread that waits until a word of pinned memory is not zero.
+    pub(super) fn spin(&self, stream: &Stream, word: &Span) -> Result<(), ModelError> {
+        self.keep(stream, &[word]);
+        let word = word.address();
+        launch!(self, stream, c"spin", [1, 1, 1], 1, 0; word)
+    }
+
     /// Values even in `-scale..scale`, for measurements.
     pub(super) fn fill(&self, stream: &Stream, x: &Span, scale: f32, seed: u32) -> Result<(), ModelError> {
         self.keep(stream, &[x]);

@@ -140,12 +140,70 @@ impl GemmBench {
         Ok(self.stream.finish(PATIENCE)?)
     }
 
+    /// How far the results of two of the same shape are apart, as norms.
+    ///
+    /// # Errors
+    /// As [`GemmBench::launch`].
+    pub fn difference(&self, other: &Self) -> Result<f64, ModelError> {
+        let (mut wrong, mut all) = (0.0, 0.0);
+        let staging = Staging::new(&self.gpu.context)?;
+        let mut results = Vec::new();
+        for gemm in [self, other] {
+            gemm.launch()?;
+            gemm.finish()?;
+            let mut values = vec![0.0; gemm.out.len() / 2];
+            super::attention::read_values(&staging, true, &gemm.out, &mut values)?;
+            results.push(values);
+        }
+        for (a, b) in results[0].iter().zip(&results[1]) {
+            wrong += f64::from(a - b).powi(2);
+            all += f64::from(*a).powi(2);
+        }
+        Ok((wrong / all).sqrt())
+    }
+
     /// The median time of one.
     ///
     /// # Errors
     /// As [`GemmBench::launch`].
     pub fn time(&self, samples: usize, each: usize) -> Result<Duration, ModelError> {
         median(&self.stream, samples, each, || self.launch())
+    }
+}
+
+/// A kernel of one thread that spins until it is told to end: what a wait without stream memory operations costs.
+pub struct SpinBench {
+    gpu: Gpu,
+    stream: Stream,
+    word: stepmesh_transport::Region,
+}
+
+impl SpinBench {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// As loading a stage.
+    pub fn start(index: u32) -> Result<Self, ModelError> {
+        let gpu = Gpu::open(&Context::open(index)?, true)?;
+        let refused = |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
+        let host = stepmesh_transport::HostMemory::allocate(4096, None).map_err(refused)?;
+        let host = stepmesh_transport::Region::new(std::sync::Arc::new(host));
+        let word = stepmesh_transport::cuda::PinnedMemory::pin(&gpu.context, host)?;
+        let stream = Stream::new(&gpu.context)?;
+        gpu.spin(&stream, &Span::new(&word, 0..8)?)?;
+        Ok(Self { gpu, stream, word })
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// [`ModelError::Cuda`].
+    pub fn end(self) -> Result<(), ModelError> {
+        let refused = |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
+        self.word.write(0, &1_u64.to_le_bytes()).map_err(refused)?;
+        self.stream.finish(PATIENCE)?;
+        drop(self.gpu);
+        Ok(())
     }
 }
 

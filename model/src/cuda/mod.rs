@@ -25,7 +25,7 @@ mod program;
 pub use attention::CudaAttention;
 pub use cache::{Batch, CudaCache};
 pub use ffn::{CudaFfn, DeviceInput};
-pub use measure::{AttendBench, GemmBench};
+pub use measure::{AttendBench, GemmBench, SpinBench};
 
 use crate::{Dtype, ModelError};
 

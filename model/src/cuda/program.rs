@@ -22,7 +22,7 @@ const SOURCE: &str = concat!(
 
 /// Every kernel: its name, whether it is for bf16 activations only (or for f32 only), and its dynamic shared memory where that is
 /// more than a kernel has without asking.
-const KERNELS: [(&CStr, Only, i32); 26] = [
+const KERNELS: [(&CStr, Only, i32); 27] = [
     (c"embed_f32", Only::Neither, 0),
     (c"embed_bf16", Only::Neither, 0),
     (c"rms_norm", Only::Neither, 0),
@@ -34,6 +34,7 @@ const KERNELS: [(&CStr, Only, i32); 26] = [
     (c"fill", Only::Neither, 0),
     (c"fill_fp8", Only::Neither, 0),
     (c"fill_f32", Only::Neither, 0),
+    (c"spin", Only::Neither, 0),
     (c"choose", Only::Neither, 0),
     (c"sort_visits", Only::Neither, 0),
     (c"gather_results", Only::Neither, 0),

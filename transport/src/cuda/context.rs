@@ -99,6 +99,12 @@ impl Context {
         self.flushes
     }
 
+    /// The version of CUDA that the driver is for, such as `13.0`.
+    pub fn driver_version(&self) -> String {
+        let version = driver::version();
+        format!("{}.{}", version / 1000, version % 1000 / 10)
+    }
+
     /// Its compute capability, as (major, minor).
     ///
     /// # Errors

@@ -5,6 +5,9 @@
 //! | `shm`, and others that map peer memory | device memory | opens it by a CUDA IPC handle, reads and produces in place |
 //! | `verbs` | device memory | its network device reads and writes it: dma-buf, else peer memory |
 //! | `tcp`, `mem` | pinned host memory, which streams copy to and from | as ever |
+//!
+//! [`beside_pinned`] does with every provider what is done with the last: on one host it costs copies by copy engines, and needs
+//! no handles of GPU memory, which do not pass between containers.
 
 use super::{Context, DeviceMemory, ExportedMemory, PeerMemory, PinnedMemory};
 use crate::{
@@ -21,12 +24,19 @@ const MAGIC: &[u8; 8] = b"SMgpuR\x01\0";
 
 /// The same device, whose payload regions are reachable by the GPU's streams.
 pub fn beside(context: &Arc<Context>, device: Arc<dyn Device>) -> Arc<dyn Device> {
-    Arc::new(GpuDevice { inner: device, context: context.clone(), granted: Arc::default() })
+    Arc::new(GpuDevice { inner: device, context: context.clone(), pins: false, granted: Arc::default() })
+}
+
+/// The same device, whose payload regions are host memory that is pinned for the GPU, whatever the provider.
+pub fn beside_pinned(context: &Arc<Context>, device: Arc<dyn Device>) -> Arc<dyn Device> {
+    Arc::new(GpuDevice { inner: device, context: context.clone(), pins: true, granted: Arc::default() })
 }
 
 struct GpuDevice {
     inner: Arc<dyn Device>,
     context: Arc<Context>,
+    /// Whether payloads are host memory in any case.
+    pins: bool,
     granted: Arc<Kept>,
 }
 
@@ -67,7 +77,7 @@ impl Device for GpuDevice {
 
     fn places_payloads(&self) -> bool {
         let Properties { provider, maps_peer_memory, .. } = self.properties();
-        !maps_peer_memory && provider != Provider::Verbs
+        self.pins || !maps_peer_memory && provider != Provider::Verbs
     }
 
     fn register(&self, memory: Arc<dyn Memory>, access: Access) -> Result<Region, TransportError> {
@@ -79,8 +89,8 @@ impl Device for GpuDevice {
         if !maps_peer_memory {
             return Ok(inner);
         }
-        let (context, granted) = (self.context.clone(), self.granted.clone());
-        Ok(Box::new(GpuEndpoint { inner, provider, context, granted }))
+        let (context, pins, granted) = (self.context.clone(), self.pins, self.granted.clone());
+        Ok(Box::new(GpuEndpoint { inner, provider, context, pins, granted }))
     }
 }
 
@@ -144,6 +154,7 @@ struct GpuEndpoint {
     inner: Box<dyn Endpoint>,
     provider: Provider,
     context: Arc<Context>,
+    pins: bool,
     granted: Arc<Kept>,
 }
 
@@ -187,7 +198,13 @@ impl Endpoint for GpuEndpoint {
         placement: Option<Placement>,
     ) -> Result<RemoteRegion, TransportError> {
         if !descriptor.starts_with(MAGIC) {
-            return self.inner.import(link, descriptor, placement);
+            let mut remote = self.inner.import(link, descriptor, placement)?;
+            if self.pins
+                && let Some(mapped) = remote.mapped.take()
+            {
+                remote.mapped = Some(PinnedMemory::pin(&self.context, mapped)?);
+            }
+            return Ok(remote);
         }
         if placement.is_some() {
             return Err(TransportError::invalid(

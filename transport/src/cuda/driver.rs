@@ -81,6 +81,14 @@ fn initialise() -> Result<(), CudaError> {
     }
 }
 
+/// The version of the driver, which was loaded.
+pub(super) fn version() -> i32 {
+    let mut version = 0;
+    // SAFETY: the entry point was found to be there; the pointer is valid.
+    let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+    version
+}
+
 /// Whether the driver, which was loaded, has an entry point.
 pub(super) fn has(name: &CStr) -> bool {
     // SAFETY: the library is there; looked up only, and as an untyped address.

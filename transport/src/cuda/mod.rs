@@ -24,7 +24,7 @@ mod pinned;
 mod stream;
 
 pub use context::Context;
-pub use device::beside;
+pub use device::{beside, beside_pinned};
 pub use error::CudaError;
 pub use gate::{Gate, Gates};
 pub use graph::Graph;

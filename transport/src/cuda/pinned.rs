@@ -3,6 +3,9 @@
 use super::{Context, CudaError};
 use crate::{Memory, Region};
 use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE};
+
+/// The GPU only reads it. (`cuda.h`)
+const CU_MEMHOSTREGISTER_READ_ONLY: u32 = 8;
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
@@ -31,8 +34,10 @@ impl PinnedMemory {
             return Err(CudaError::Invalid(format!("pinning {region:?}: it is not host memory with bytes")));
         }
         let (base, len) = (region.base().as_ptr().cast(), region.len());
-        // SAFETY: so many bytes of this process, mapped for as long as the region is kept below; unregistered before.
-        let register = || unsafe { sys::cuMemHostRegister_v2(base, len, CU_MEMHOSTREGISTER_PORTABLE) };
+        let read_only = if region.writable() { 0 } else { CU_MEMHOSTREGISTER_READ_ONLY };
+        let flags = CU_MEMHOSTREGISTER_PORTABLE | read_only;
+        // SAFETY: so many bytes of this process, mapped for as long as the region is kept below; unregistered before. Memory that may only be read is told to be so.
+        let register = || unsafe { sys::cuMemHostRegister_v2(base, len, flags) };
         context.call("cuMemHostRegister", register)?;
         Ok(Region::new(Arc::new(Self { context: context.clone(), inner: region })))
     }

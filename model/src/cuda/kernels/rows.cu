@@ -101,3 +101,8 @@ extern "C" __global__ void fill_fp8(u8 *codes, u64 elements, u32 seed) {
 extern "C" __global__ void fill_f32(float *x, u64 elements, float value) {
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += (u64)gridDim.x * blockDim.x) x[i] = value;
 }
+
+// What a wait without stream memory operations would be: it is measured, never used.
+extern "C" __global__ void spin(const volatile u64 *word) {
+    while (*word == 0) {}
+}

@@ -107,7 +107,9 @@ fn the_ffn_side_matches_when_the_reference_plays_the_attention_side() {
                     sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
                 }
                 let (largest, _) = difference(&sum, &expected);
-                assert!(largest < 2e-6, "{shards} shards, {trace}: {largest:e}");
+                // A GPU adds in another order.
+                let most = if common::gpu().is_some() { 4e-6 } else { 2e-6 };
+                assert!(largest < most, "{shards} shards, {trace}: {largest:e}");
             }
         }
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use safetensors::SafeTensors;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stepmesh_mesh::Policy;
@@ -16,7 +17,11 @@ use stepmesh_pipeline::{
 use stepmesh_proto::control::{GenerateRequest, generate_event::Body};
 use stepmesh_transport::Provider;
 
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny");
+/// The tiny checkpoint; on a machine that only runs the tests, where the environment says.
+fn fixture() -> PathBuf {
+    let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(package).join("../fixtures/step3-tiny")
+}
 
 struct Deployment {
     scheduler: Option<Background>,
@@ -35,7 +40,7 @@ impl Deployment {
             microbatches,
             dtype,
             gpu: std::env::var("STEPMESH_TEST_GPU").ok().map(|index| index.parse().unwrap()),
-            ..DaemonOptions::new(scheduler.url(), CheckpointSource::Directory(FIXTURE.into()))
+            ..DaemonOptions::new(scheduler.url(), CheckpointSource::Directory(fixture()))
         };
         for rank in 0..attention {
             let daemon = options(format!("attention-{rank}"));
@@ -80,7 +85,7 @@ fn generate(client: &BlockingClient, request: GenerateRequest) -> (Vec<u32>, Vec
 
 /// Prompt and greedy tokens of each case.
 fn golden(dtype: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
-    let text = std::fs::read_to_string(format!("{FIXTURE}/golden_{dtype}.json")).unwrap();
+    let text = std::fs::read_to_string(fixture().join(format!("golden_{dtype}.json"))).unwrap();
     let ids = |value: &serde_json::Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     };
@@ -89,7 +94,7 @@ fn golden(dtype: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
 }
 
 fn golden_logits(dtype: &str, case: usize) -> Vec<f32> {
-    let bytes = std::fs::read(format!("{FIXTURE}/golden_{dtype}.safetensors")).unwrap();
+    let bytes = std::fs::read(fixture().join(format!("golden_{dtype}.safetensors"))).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = tensors.tensor(&format!("logits.{case}")).unwrap();
     tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()

@@ -8,7 +8,7 @@ use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalSchedule
 use stepmesh_mesh::scheduler::{Background, SchedulerOptions, ServeOptions, spawn};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError, PartSpec, Policy, SlotLayout};
 use stepmesh_proto::{Dtype, Part};
-use stepmesh_transport::cuda::{Context, Gates, Graph, Span, Stream, beside, beside_pinned};
+use stepmesh_transport::cuda::{Context, CudaError, Gates, Graph, Span, Stream, beside, beside_pinned};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, GateSet, Provider};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -255,7 +255,7 @@ fn answer(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Result<(), 
     Ok(stream.finish(PATIENCE)?)
 }
 
-/// Its stream passes a gate when the request is there and announces when the reply is; many round trips are one graph.
+/// Its stream passes a gate when the request is there and announces when the reply is; many round trips are put on it at once.
 fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Result<(), BenchError> {
     let context = Context::open(gpu)?;
     let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, ROUNDS)?);
@@ -263,7 +263,7 @@ fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Resu
     let (input, output) =
         (on_device(&context, request.bytes() as usize)?, on_device(&context, reply.bytes() as usize)?);
     let (from, to) = (span(mesh.request_place(0, 0, 0))?, span(mesh.reply_place(0, 0, 0))?);
-    let graph = Graph::capture(&stream, |stream| {
+    let put = |stream: &Stream| {
         for round in 0..ROUNDS {
             let Some(gate) = gates.gate(round) else { continue };
             gate.pass(stream)?;
@@ -273,9 +273,11 @@ fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Resu
             }
             gate.announce(stream)?;
         }
-        Ok(())
-    })?;
-    graph.launch(&stream)?;
+        Ok::<_, CudaError>(())
+    };
+    let graph = if place == Place::InPlace { Some(Graph::capture(&stream, put)?) } else { None };
+    let launch = || graph.as_ref().map_or_else(|| put(&stream), |graph| graph.launch(&stream));
+    launch()?;
     let mut round = 0;
     while mesh.is_complete() {
         mesh.poll()?;
@@ -290,7 +292,7 @@ fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Resu
         if round == ROUNDS {
             round = 0;
             stream.finish(PATIENCE)?;
-            graph.launch(&stream)?;
+            launch()?;
         }
     }
     gates.abort();

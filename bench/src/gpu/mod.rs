@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `numbers` | kernels against the CPU: attention in 64 bits, products against the vendor's, decoding against the CPU's stages |
 //! | `zero-sm` | a product that keeps all multiprocessors busy, alone and while transfers run |
-//! | `stream` | transfers alone, for whoever watches the GPU meanwhile |
+//! | `stream-in-place`, `stream-staged` | transfers alone, for whoever watches the GPU meanwhile |
 //! | `pushpull` | round trips from stream to stream |
 //! | `replay` | whole steps as graphs: 61 layers and three microbatches |
 //! | `attention`, `ffn` | a layer of the released shape against the floor of the card |
@@ -33,8 +33,8 @@ pub enum GpuPart {
     Numbers,
     /// A product alone and while transfers run.
     ZeroSm,
-    /// Transfers alone.
-    Stream,
+    /// Transfers alone, in place or by copy engines.
+    Stream(bool),
     /// Round trips.
     PushPull,
     /// Whole steps.
@@ -46,7 +46,7 @@ pub enum GpuPart {
 }
 
 impl GpuPart {
-    /// What is measured unless somebody asks for less: all but `stream`.
+    /// What is measured unless somebody asks for less: all but the streams.
     pub const ALL: [Self; 6] = [Self::Numbers, Self::PushPull, Self::Replay, Self::Attention, Self::Ffn, Self::ZeroSm];
 }
 
@@ -57,12 +57,17 @@ impl FromStr for GpuPart {
         Ok(match name {
             "numbers" => Self::Numbers,
             "zero-sm" => Self::ZeroSm,
-            "stream" => Self::Stream,
+            "stream-in-place" => Self::Stream(false),
+            "stream-staged" => Self::Stream(true),
             "pushpull" => Self::PushPull,
             "replay" => Self::Replay,
             "attention" => Self::Attention,
             "ffn" => Self::Ffn,
-            _ => return Err(format!("`{name}` is none of numbers, zero-sm, stream, pushpull, replay, attention, ffn")),
+            _ => {
+                return Err(format!(
+                    "`{name}` is none of numbers, pushpull, replay, attention, ffn, zero-sm, stream-in-place, stream-staged"
+                ));
+            }
         })
     }
 }
@@ -108,7 +113,7 @@ pub fn run(
         match part {
             GpuPart::Numbers => numbers::run(options, &mut tell)?,
             GpuPart::ZeroSm => streaming::run(options, &mut tell)?,
-            GpuPart::Stream => streaming::alone(options, &mut tell)?,
+            GpuPart::Stream(is_staged) => streaming::alone(options, *is_staged, &mut tell)?,
             GpuPart::PushPull => roundtrip::run(options, &mut tell)?,
             GpuPart::Replay => replay::run(options, &mut tell)?,
             GpuPart::Attention => kernels::attention(options, &mut tell)?,

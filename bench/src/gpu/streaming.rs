@@ -36,6 +36,11 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
     let gemm = GemmBench::new(options.gpu, PRODUCT, true)?;
     let (pairs, window) = if options.quick { (2, 0.05) } else { (11, 0.15) };
     let count = (window / gemm.time(3, 20)?.as_secs_f64()).ceil() as usize;
+    // Until the card has come to the clock that its power allows.
+    let warm = Instant::now();
+    while warm.elapsed() < Duration::from_millis(if options.quick { 100 } else { 2000 }) {
+        tflops(&gemm, count)?;
+    }
     let product = |beside: &mut dyn Beside, name: &str, pairs: usize, flat_out: bool, tell: &mut Tell<'_>| {
         let (mut alone, mut noise, mut ratios, mut transfers, mut took) = (Vec::new(), Vec::new(), Vec::new(), 0, 0.0);
         for _ in 0..pairs {
@@ -75,6 +80,7 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
     }
     let mut copy = CopyKernel::new(options.gpu)?;
     product(&mut copy, "copies between places of the GPU, which its multiprocessors make", pairs.min(5), false, tell)?;
+    product(&mut copy, "copies between places of the GPU, which its multiprocessors make", pairs.min(5), true, tell)?;
     copy.end()?;
     product(
         &mut Spinning { gpu: options.gpu, kernel: None },
@@ -86,18 +92,16 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
 }
 
 /// Transfers alone for two seconds, for whoever watches the GPU.
-pub(super) fn alone(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), BenchError> {
-    for place in [Place::InPlace, Place::Staged] {
-        let mut streaming = Streaming::new(options.gpu, place, None)?;
-        streaming.start(false)?;
-        let time = Duration::from_millis(if options.quick { 100 } else { 1500 });
-        std::thread::sleep(time);
-        let transfers = streaming.stop()?;
-        streaming.end()?;
-        let rate = transfers as f64 / time.as_secs_f64();
-        tell(json!({ "part": "stream", "place": place.name(), "transfers": transfers, "transfers_a_second": rate }))?;
-    }
-    Ok(())
+pub(super) fn alone(options: &GpuOptions, is_staged: bool, tell: &mut Tell<'_>) -> Result<(), BenchError> {
+    let place = if is_staged { Place::Staged } else { Place::InPlace };
+    let mut streaming = Streaming::new(options.gpu, place, None)?;
+    streaming.start(false)?;
+    let time = Duration::from_millis(if options.quick { 100 } else { 1500 });
+    std::thread::sleep(time);
+    let transfers = streaming.stop()?;
+    streaming.end()?;
+    let rate = transfers as f64 / time.as_secs_f64();
+    tell(json!({ "part": "stream", "place": place.name(), "transfers": transfers, "transfers_a_second": rate }))
 }
 
 fn tflops(gemm: &GemmBench, count: usize) -> Result<f64, BenchError> {
@@ -112,6 +116,7 @@ fn tflops(gemm: &GemmBench, count: usize) -> Result<f64, BenchError> {
 struct Orders {
     mode: AtomicU8,
     is_over: AtomicBool,
+    is_ready: AtomicBool,
     done: AtomicU64,
 }
 
@@ -157,7 +162,13 @@ impl Streaming {
     fn new(gpu: u32, place: Place, second: Option<&Program>) -> Result<Self, BenchError> {
         let (orders, second) = (Arc::new(Orders::default()), second.cloned());
         let told = orders.clone();
-        let thread = Some(std::thread::spawn(move || transfer(&told, gpu, place, second.as_ref())));
+        let mut thread = Some(std::thread::spawn(move || transfer(&told, gpu, place, second.as_ref())));
+        while !orders.is_ready.load(Ordering::Acquire) {
+            if thread.as_ref().is_some_and(Thread::is_finished) {
+                join(&mut thread)?;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(Self { orders, thread })
     }
 
@@ -195,6 +206,7 @@ fn transfer(orders: &Orders, gpu: u32, place: Place, second: Option<&Program>) -
     let (output, input) =
         (on_device(&context, request.bytes() as usize)?, on_device(&context, reply.bytes() as usize)?);
     let (to, from) = (request_span(&mesh, 0)?, reply_span(&mesh, 0)?);
+    orders.is_ready.store(true, Ordering::Release);
     let (mut next, mut round) = (Instant::now(), 0);
     while orders.turn(&mut next) {
         if place == Place::Staged {

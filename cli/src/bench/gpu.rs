@@ -12,7 +12,8 @@ pub(crate) struct GpuArguments {
     /// The GPU, as the driver counts those that are visible
     #[arg(long, value_name = "INDEX", default_value = "0")]
     gpu: u32,
-    /// numbers, pushpull, replay, attention, ffn, zero-sm or stream; several with commas between them [default: all but stream]
+    /// numbers, pushpull, replay, attention, ffn, zero-sm, stream-in-place or stream-staged; several with commas between them
+    /// [default: all but the streams]
     #[arg(long, value_name = "PARTS", value_delimiter = ',')]
     part: Vec<GpuPart>,
     /// Measure with both sides in one process only

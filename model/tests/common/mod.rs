@@ -17,13 +17,19 @@ pub fn gpu() -> Option<u32> {
     std::env::var("STEPMESH_TEST_GPU").ok().map(|index| index.parse().unwrap())
 }
 
+/// Where the checkpoints are; on a machine that only runs the tests, where the environment says.
+fn fixtures() -> PathBuf {
+    let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(package).join("../fixtures")
+}
+
 pub fn fixture(file: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny")).join(file)
+    fixtures().join("step3-tiny").join(file)
 }
 
 /// A file of the checkpoint whose linear layers are FP8.
 pub fn fp8_fixture(file: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/step3-tiny-fp8")).join(file)
+    fixtures().join("step3-tiny-fp8").join(file)
 }
 
 pub fn checkpoint() -> Checkpoint {

@@ -27,19 +27,21 @@ def table(rows, columns):
 
 def main():
     work, out, device, commit = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-    plain, mps = load(work / "plain.json") or {"results": []}, load(work / "mps.json") or {"results": []}
-    results = plain["results"] + mps["results"]
+    files = [file for file in map(load, sorted(work.glob("result-*.json"))) if file]
+    results = [row for file in files for row in file["results"]]
     part = lambda name: [row for row in results if row.get("part") == name]
     counts = {place: load(work / f"count-{place}.json") for place in ["in-place", "staged"]}
     active = load(work / "active.json")
     tests = dict(reversed(line.split()[:2]) for line in (work / "tests").read_text().splitlines() if line[:4] in ("pass", "FAIL"))
     runs = part("zero_sm")
+    quick = any("--quick" in file["command"].split() for file in files)
+    runs.sort(key=lambda run: run["mps"])
     first = runs[0] if runs else {}
     kernels = [count["kernels"] for count in counts.values() if count]
     replay = part("graph_replay")
     date = datetime.date.today().isoformat()
     report = {
-        "date": date, "device": device, "commit": commit, "machine": plain.get("machine"), "command": "scripts/gpu-check",
+        "date": date, "device": device, "commit": commit, "machine": files[0]["machine"] if files else None, "command": "scripts/gpu-check" + (" --quick" if quick else ""), "quick": quick,
         "driver": (part("device") or [{}])[0].get("driver"), "tests": tests,
         "zero_sm": {
             **{name: first.get(name) for name in ["gemm_alone_tflops", "gemm_while_streaming_tflops", "ratio", "alone_alone_ratio"]},
@@ -53,6 +55,8 @@ def main():
     (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
     page = [f"# {device}, {date}\n", f"Commit {commit[:12]}, driver for CUDA {report['driver']}, by `scripts/gpu-check`. All of it in `{name}.json`.\n"]
+    if quick:
+        page += ["**A quick look**: few repetitions of each; what moves by a few hundredths means nothing.\n"]
     page += ["## Correctness\n", table([{"test": test, "result": result} for test, result in tests.items()], {"test": "tests", "result": "result"})]
     page += ["## Zero SM\n", "A bf16 product of 8192 x 8192 x 8192 alone and while the transfers of 128 tokens run: the median of pairs in turn, of which each is compared with the product alone just before and after.\n"]
     page += [table(runs, {"beside": "beside the product", "pace": "pace", "mps": "MPS", "transfers_a_second": "transfers a second", "gemm_alone_tflops": "TFLOP/s alone", "ratio": "ratio", "worst_ratio": "worst", "alone_alone_ratio": "alone / alone", "pairs": "pairs"})]

@@ -8,7 +8,7 @@ use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalSchedule
 use stepmesh_mesh::scheduler::{Background, SchedulerOptions, ServeOptions, spawn};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError, PartSpec, Policy, SlotLayout};
 use stepmesh_proto::{Dtype, Part};
-use stepmesh_transport::cuda::{Context, CudaError, Gates, Graph, Span, Stream, beside, beside_pinned};
+use stepmesh_transport::cuda::{Context, Gates, Graph, Span, Stream, beside, beside_pinned};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, GateSet, Provider};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,7 +94,7 @@ impl Other {
 pub(super) enum Task {
     /// Answers at once; staged, its copy engines take the request in and the reply out before.
     Answer,
-    /// Its stream answers, in graphs of many round trips.
+    /// Its stream answers, in graphs of many round trips, payloads in place.
     Rounds,
 }
 
@@ -181,7 +181,7 @@ fn serve(mut mesh: FfnMesh, gpu: u32, place: Place, task: Task, batch: u32) -> R
     mesh.wait_complete(PATIENCE)?;
     match task {
         Task::Answer => answer(&mut mesh, gpu, place, batch),
-        Task::Rounds => answer_rounds(&mut mesh, gpu, place, batch),
+        Task::Rounds => answer_rounds(&mut mesh, gpu, batch),
     }
 }
 
@@ -255,29 +255,18 @@ fn answer(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Result<(), 
     Ok(stream.finish(PATIENCE)?)
 }
 
-/// Its stream passes a gate when the request is there and announces when the reply is; many round trips are put on it at once.
-fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Result<(), BenchError> {
+/// Its stream passes a gate when the request is there and announces when the reply is; many round trips are one graph.
+fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, batch: u32) -> Result<(), BenchError> {
     let context = Context::open(gpu)?;
     let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, ROUNDS)?);
-    let [request, reply] = parts(batch);
-    let (input, output) =
-        (on_device(&context, request.bytes() as usize)?, on_device(&context, reply.bytes() as usize)?);
-    let (from, to) = (span(mesh.request_place(0, 0, 0))?, span(mesh.reply_place(0, 0, 0))?);
-    let put = |stream: &Stream| {
-        for round in 0..ROUNDS {
-            let Some(gate) = gates.gate(round) else { continue };
+    let [_, reply] = parts(batch);
+    let graph = Graph::capture(&stream, |stream| {
+        (0..ROUNDS).filter_map(|round| gates.gate(round)).try_for_each(|gate| {
             gate.pass(stream)?;
-            if place == Place::Staged {
-                stream.copy(&from, &input)?;
-                stream.copy(&output, &to)?;
-            }
-            gate.announce(stream)?;
-        }
-        Ok::<_, CudaError>(())
-    };
-    let graph = if place == Place::InPlace { Some(Graph::capture(&stream, put)?) } else { None };
-    let launch = || graph.as_ref().map_or_else(|| put(&stream), |graph| graph.launch(&stream));
-    launch()?;
+            gate.announce(stream)
+        })
+    })?;
+    graph.launch(&stream)?;
     let mut round = 0;
     while mesh.is_complete() {
         mesh.poll()?;
@@ -292,7 +281,7 @@ fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, place: Place, batch: u32) -> Resu
         if round == ROUNDS {
             round = 0;
             stream.finish(PATIENCE)?;
-            launch()?;
+            graph.launch(&stream)?;
         }
     }
     gates.abort();

@@ -9,7 +9,7 @@ use serde_json::json;
 use std::time::Instant;
 use stepmesh_mesh::{Request, TicketStatus};
 use stepmesh_transport::GateSet;
-use stepmesh_transport::cuda::{Context, CudaError, Gates, Graph, PinnedMemory, Span, Stream};
+use stepmesh_transport::cuda::{Context, Gates, Graph, PinnedMemory, Span, Stream};
 use stepmesh_transport::{HostMemory, Region};
 
 pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), BenchError> {
@@ -38,35 +38,36 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
 
 /// Times of round trips in microseconds, sorted.
 fn rounds(gpu: u32, place: Place, batch: u32, second: Option<&Program>, graphs: usize) -> Result<Vec<f64>, BenchError> {
-    let (mut mesh, other) = pair(gpu, place, Task::Rounds, batch, second)?;
+    let (mut mesh, other) =
+        pair(gpu, place, if place == Place::InPlace { Task::Rounds } else { Task::Answer }, batch, second)?;
     let context = Context::open(gpu)?;
     let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, ROUNDS)?);
-    // Two graphs of one process that wait for one another must not both hold copies by copy engines: the driver queues those one
-    // behind the other, whatever graph they are of. So copies are put on the streams themselves.
     let [request, reply] = parts(batch);
     let (output, input) =
         (on_device(&context, request.bytes() as usize)?, on_device(&context, reply.bytes() as usize)?);
     let (to, from) = (request_span(&mesh, 0)?, reply_span(&mesh, 0)?);
-    let put = |stream: &Stream| {
-        for round in 0..ROUNDS {
-            let Some(gate) = gates.gate(round) else { continue };
-            if place == Place::Staged {
-                stream.copy(&output, &to)?;
-            }
+    // Two graphs of one process that wait for one another must not both hold copies by copy engines: the driver queues those one
+    // behind the other, whatever graph they are of. So what copies is put on the stream round by round.
+    let is_graph = place == Place::InPlace;
+    let capture = |stream: &Stream| {
+        (0..ROUNDS).filter_map(|round| gates.gate(round)).try_for_each(|gate| {
             gate.announce(stream)?;
-            gate.pass(stream)?;
-            if place == Place::Staged {
-                stream.copy(&from, &input)?;
-            }
-        }
-        Ok::<_, CudaError>(())
+            gate.pass(stream)
+        })
     };
-    let graph = if place == Place::InPlace { Some(Graph::capture(&stream, put)?) } else { None };
+    let graph = if is_graph { Some(Graph::capture(&stream, capture)?) } else { None };
     let mut times = Vec::with_capacity(graphs * ROUNDS);
     for number in 0..=graphs {
-        graph.as_ref().map_or_else(|| put(&stream), |graph| graph.launch(&stream))?;
+        if let Some(graph) = &graph {
+            graph.launch(&stream)?;
+        }
         let mut before: Option<Instant> = None;
         for round in 0..ROUNDS {
+            let gate = gates.gate(round).ok_or_else(|| BenchError::Sequence("no such gate".into()))?;
+            if !is_graph {
+                stream.copy(&output, &to)?;
+                gate.announce(&stream)?;
+            }
             announced(&gates, round, || mesh.poll().map(|_| true))?;
             let now = Instant::now();
             // The first graph warms up, the first round of each waits for the launch.
@@ -76,6 +77,10 @@ fn rounds(gpu: u32, place: Place, batch: u32, second: Option<&Program>, graphs: 
             let buffer = mesh.acquire(0)?;
             let asked = Request { group: round as u32, app: [0; 16], parts: &[request], leave: false };
             let ticket = mesh.push_pull(buffer, asked)?;
+            if !is_graph {
+                gate.pass(&stream)?;
+                stream.copy(&from, &input)?;
+            }
             while mesh.status(ticket) == TicketStatus::Pending {
                 mesh.poll()?;
             }

@@ -304,7 +304,7 @@ impl Gpu {
                 (true, false, _) => (c"gemm_bf16_128", 128, 256, 256),
                 (true, true, ..=16) => (c"gemm_fp8_16", 16, 128, 128),
                 (true, true, ..=64) => (c"gemm_fp8_64", 64, 128, 256),
-                (true, true, _) => (c"gemm_fp8_128", 128, 128, 512),
+                (true, true, _) => (c"gemm_fp8_128", 128, 128, 256),
             };
         let tiles = rows.div_ceil(tile) + if ends == 0 { 0 } else { count };
         let shape = Shape { grid: [matrix.n.div_ceil(wide), tiles, 1], block: threads, shared: 0 };

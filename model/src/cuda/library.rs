@@ -1,5 +1,7 @@
 //! Libraries of CUDA's toolkit, which are loaded when they are first needed, and which a machine may not have.
 
+use std::path::PathBuf;
+
 use libloading::Library;
 
 use crate::ModelError;
@@ -16,6 +18,21 @@ pub(super) fn open(variable: &str, names: &[&str]) -> Result<Library, String> {
         }
     }
     Err(last)
+}
+
+/// Loads, for good, what lies beside the file that the environment's `variable` names and begins with `prefix`: libraries that the
+/// one named asks for without saying where they are.
+pub(super) fn open_beside(variable: &str, prefix: &str) {
+    let Some(chosen) = std::env::var_os(variable).map(PathBuf::from) else { return };
+    let Some(directory) = chosen.parent().filter(|directory| directory.is_absolute()) else { return };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            // SAFETY: as above; it stays.
+            if let Ok(library) = unsafe { Library::new(entry.path()) } {
+                std::mem::forget(library);
+            }
+        }
+    }
 }
 
 /// A function of a library.

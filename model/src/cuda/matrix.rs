@@ -151,7 +151,7 @@ pub(super) struct Matrix {
     pub(super) is_fp8: bool,
     /// Bytes of each.
     pub(super) weights: Vec<Span>,
-    /// Of FP8: `[groups of k, n]` for each.
+    /// Of FP8: `[n, groups of k]` for each.
     pub(super) scales: Vec<Span>,
     /// Where each is, for kernels: addresses of weights, then of scales.
     pub(super) places: Span,
@@ -178,10 +178,7 @@ impl Matrix {
             if let Elements::Fp8(_, of_rows) = &rows.values {
                 is_fp8 = true;
                 let place = arena.take(of_rows.len() * 4)?;
-                // By groups first: a warp's columns are neighbours.
-                let groups = rows.cols.div_ceil(FP8_GROUP);
-                let by_group = (0..groups).flat_map(|group| (0..rows.rows).map(move |row| row * groups + group));
-                staging.upload(by_group.map(|at| of_rows[at]), &place)?;
+                staging.upload(of_rows.iter().copied(), &place)?;
                 scales.push(place);
             }
         }

@@ -180,6 +180,7 @@ const NVRTC: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 
 /// The kernels' machine code for GPUs of a compute capability, such as 90.
 pub(super) fn compile(capability: u32, rounds: bool) -> Result<Vec<u8>, ModelError> {
+    library::open_beside("STEPMESH_NVRTC", "libnvrtc-builtins.so");
     let library = library::open("STEPMESH_NVRTC", &NVRTC).map_err(|reason| ModelError::Kernels {
         reason: format!(
             "NVRTC is not found ({reason}); install it (pip: nvidia-cuda-nvrtc), and name it with STEPMESH_NVRTC"
@@ -238,6 +239,29 @@ unsafe fn compile_with(library: &Library, capability: u32, rounds: bool) -> Resu
         match get(program, image.as_mut_ptr().cast()) {
             0 => Ok(image),
             status => Err(wrong("nvrtcGetCUBIN", status)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the machine that has the compiler: no GPU is needed.
+    #[test]
+    fn every_kernel_compiles_for_every_gpu_that_is_supported() {
+        for capability in [89, 90] {
+            for rounds in [false, true] {
+                match compile(capability, rounds) {
+                    Ok(image) => assert!(image.starts_with(b"\x7fELF"), "sm_{capability}"),
+                    // A machine without the compiler must not be asked for it by name.
+                    Err(error) if std::env::var_os("STEPMESH_NVRTC").is_none() => {
+                        assert!(error.to_string().contains("NVRTC is not found"), "{error}");
+                        eprintln!("not compiled: {error}");
+                    }
+                    Err(error) => panic!("sm_{capability}: {error}"),
+                }
+            }
         }
     }
 }

@@ -126,27 +126,8 @@ __device__ void gemm(const Gemm &g) {
         if (step + STAGES - 1 < steps) load(step + STAGES - 1);
         copies_end();
         u32 a_base = base + step % STAGES * STAGE, b_base = a_base + BM * 128;
-        float of_row[KIND == FP8 ? WM / 16 : 1][2], of_col[KIND == FP8 ? WN / 8 : 1][2];
-        if (KIND == FP8) {
-            const float *scales = g.weight_scales[group] + (u64)step * g.n;
-#pragma unroll
-            for (int m = 0; m < WM / 16; m++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    int row = first + warp_m + m * 16 + lane / 4 + half * 8;
-                    u64 source = row < last ? (g.order ? g.order[row] : row) : 0;
-                    of_row[m][half] = row < last ? g.x_scales[source * g.scale_groups + step] : 0.0f;
-                }
-#pragma unroll
-            for (int n = 0; n < WN / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    int col = column + warp_n + n * 8 + lane % 4 * 2 + i;
-                    of_col[n][i] = col < g.n ? scales[col] : 0.0f;
-                }
-        }
         float part[KIND == FP8 ? WM / 16 : 1][KIND == FP8 ? WN / 8 : 1][4] = {};
-#pragma unroll (KIND == FP8 ? 1 : 4)
+#pragma unroll
         for (int kk = 0; kk < 4; kk++) {
             u32 a[WM / 16][4];
 #pragma unroll
@@ -172,12 +153,23 @@ __device__ void gemm(const Gemm &g) {
             }
         }
         if (KIND == FP8) {
+            const float *scales = g.weight_scales[group];
 #pragma unroll
-            for (int m = 0; m < WM / 16; m++)
+            for (int m = 0; m < WM / 16; m++) {
+                float of_row[2];
+                for (int half = 0; half < 2; half++) {
+                    int row = first + warp_m + m * 16 + lane / 4 + half * 8;
+                    u64 source = row < last ? (g.order ? g.order[row] : row) : 0;
+                    of_row[half] = row < last ? g.x_scales[source * g.scale_groups + step] : 0.0f;
+                }
 #pragma unroll
                 for (int n = 0; n < WN / 8; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) sums[m][n][i] += part[m][n][i] * (of_row[m][i / 2] * of_col[n][i % 2]);
+                    for (int i = 0; i < 4; i++) {
+                        int col = column + warp_n + n * 8 + lane % 4 * 2 + i % 2;
+                        float of_col = col < g.n ? scales[(u64)col * g.scale_groups + step] : 0.0f;
+                        sums[m][n][i] += part[m][n][i] * (of_row[i / 2] * of_col);
+                    }
+            }
         }
     }
     copies_wait<0>();
@@ -204,5 +196,5 @@ extern "C" __global__ void __launch_bounds__(256) gemm_bf16_64(Gemm g) { gemm<BF
 extern "C" __global__ void __launch_bounds__(256) gemm_bf16_128(Gemm g) { gemm<BF16, 128, 256, 64, 64, 4>(g); }
 extern "C" __global__ void __launch_bounds__(128) gemm_fp8_16(Gemm g) { gemm<FP8, 16, 128, 16, 32, 4>(g); }
 extern "C" __global__ void __launch_bounds__(256) gemm_fp8_64(Gemm g) { gemm<FP8, 64, 128, 32, 32, 4>(g); }
-extern "C" __global__ void __launch_bounds__(512) gemm_fp8_128(Gemm g) { gemm<FP8, 128, 128, 32, 32, 4>(g); }
+extern "C" __global__ void __launch_bounds__(256) gemm_fp8_128(Gemm g) { gemm<FP8, 128, 128, 64, 32, 4>(g); }
 #endif

@@ -1,0 +1,69 @@
+//! The stages on a GPU where there is none to compute on: typed errors that say what to do. What they compute is tested by the other
+//! tests of this crate with `STEPMESH_TEST_GPU` set, which `scripts/gpu-check` does.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::checkpoint;
+use stepmesh_fake_cuda::harness::{attribute, with_double, without_driver};
+use stepmesh_model::cuda::{CudaAttention, CudaFfn};
+use stepmesh_model::{Dtype, LoadOptions, ModelError, Shard};
+use stepmesh_transport::cuda::CudaError;
+
+/// What both sides say when they are to be loaded.
+fn errors(dtype: Dtype, gpu: u32) -> [ModelError; 2] {
+    let (checkpoint, options) = (checkpoint(), LoadOptions::new(dtype));
+    [
+        CudaAttention::load(&checkpoint, options, gpu, &mut |_| {}).err().unwrap(),
+        CudaFfn::load(&checkpoint, options, Shard::WHOLE, gpu, &mut |_| {}).err().unwrap(),
+    ]
+}
+
+#[test]
+fn no_driver() {
+    without_driver("no_driver", || {
+        if ["/usr/lib/x86_64-linux-gnu/libcuda.so", "/usr/lib64/libcuda.so"]
+            .iter()
+            .any(|path| std::fs::exists(path).unwrap())
+        {
+            return;
+        }
+        for error in errors(Dtype::F32, 0) {
+            assert!(matches!(error, ModelError::Cuda(CudaError::NoDriver)), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_gpu_that_does_not_exist() {
+    with_double("a_gpu_that_does_not_exist", || {
+        for error in errors(Dtype::F32, 7) {
+            assert!(matches!(error, ModelError::Cuda(CudaError::NoDevice { index: 7, count: 1 })), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_driver_without_kernels_and_a_gpu_that_is_too_old() {
+    use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR;
+    with_double("a_driver_without_kernels_and_a_gpu_that_is_too_old", || {
+        for error in errors(Dtype::Bf16, 0) {
+            assert!(error.to_string().contains("the driver has no cuModuleLoadData"), "{error}");
+        }
+        attribute(MAJOR, 7);
+        for error in errors(Dtype::Bf16, 0) {
+            assert!(error.to_string().contains("compute capability 7.0, 8.9 is the least"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn types_that_no_kernel_is_made_for() {
+    with_double("types_that_no_kernel_is_made_for", || {
+        for error in errors(Dtype::Fp8F32, 0) {
+            assert!(error.to_string().contains("use fp8, bf16 or f32"), "{error}");
+        }
+    });
+}

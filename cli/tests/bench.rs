@@ -52,6 +52,22 @@ fn a_run_that_cannot_go_on_says_why_and_leaves_no_empty_file() {
     assert!(!file.exists());
 }
 
+#[test]
+fn where_there_is_no_gpu_its_suite_and_a_daemon_that_computes_on_one_say_what_to_install() {
+    if !has_two_cpus() || Path::new("/dev/nvidiactl").exists() {
+        return println!("skipped: one CPU, or a GPU");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("gpu.json");
+    let command = stepmesh(&["bench", "gpu", "--json", file.to_str().unwrap()]);
+    assert!(common::refuse(1, command).contains("install the NVIDIA driver"));
+    assert!(!file.exists());
+    let command = stepmesh(&["up", "--gpu", "0", "--attention", "1", "--ffn", "1"]);
+    assert!(common::refuse(1, command).contains("install the NVIDIA driver"));
+    let command = stepmesh(&["bench", "gpu", "--part", "everything"]);
+    assert!(common::refuse(2, command).contains("`everything` is none of"));
+}
+
 /// An interpreter that answers as three of the peers in Python would: two are measured, one fails.
 #[cfg(unix)]
 fn interpreter(dir: &Path) -> std::path::PathBuf {

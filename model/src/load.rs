@@ -49,7 +49,7 @@ pub(crate) fn load<T>(
     checkpoint: &Checkpoint,
     dtype: Dtype,
     observe: &mut dyn FnMut(LoadProgress),
-    build: impl Fn(&Loader<'_>) -> Result<T, ModelError>,
+    mut build: impl FnMut(&Loader<'_>) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
     if dtype.quantises() && !checkpoint.config().fp8_weights {
         return Err(ModelError::NotFp8 { dtype });

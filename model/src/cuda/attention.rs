@@ -6,7 +6,7 @@ use half::bf16;
 use stepmesh_transport::cuda::{Context, Span, Stream};
 
 use super::cache::{Batch, CudaCache};
-use super::gpu::{CachePlace, Gpu, Grouping, Heads, Input, MOST_PARTIALS};
+use super::gpu::{CachePlace, Gpu, Grouping, Heads, Input, MOST_PARTIALS, RowPlaces};
 use super::matrix::{Matrix, Rows, upload_table};
 use super::memory::{Arena, PATIENCE, Scratch, Staging};
 use super::{check_sizes, rounds};
@@ -34,8 +34,6 @@ pub struct CudaAttention {
     frequencies: Span,
     split: usize,
     scratch: Buffers,
-    /// Of the last batch that came by host slices, and for how many rows and pages it is.
-    batch: Option<(Batch, usize)>,
 }
 
 struct Layer {
@@ -68,6 +66,8 @@ struct Buffers {
     partials: Scratch,
     tokens: Scratch,
     logits: Scratch,
+    positions: Scratch,
+    tables: Scratch,
 }
 
 impl CudaAttention {
@@ -87,9 +87,8 @@ impl CudaAttention {
         let (mut arena, staging) = (Arena::new(&gpu.context), Staging::new(&gpu.context)?);
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         // The first pass only checks; what it would upload is empty.
-        let arena_cell = std::cell::RefCell::new(&mut arena);
         let loaded = load(checkpoint, dtype, observe, |loader| {
-            let arena = &mut **arena_cell.borrow_mut();
+            let arena = &mut arena;
             let table = loader.table("model.embed_tokens.weight", vocabulary, hidden)?;
             let embedding = upload_table(&table, arena, &staging)?;
             let mut layers = Vec::with_capacity(config.num_layers);
@@ -158,7 +157,6 @@ impl CudaAttention {
             frequencies,
             split: SPLIT,
             scratch: Buffers::default(),
-            batch: None,
         })
     }
 
@@ -477,26 +475,19 @@ impl AttentionStage for CudaAttention {
         check_len("y", y.len(), x.len())?;
         cache.check(&self.config, self.dtype, true, layer, rows)?;
         let Some(context) = rows.iter().map(|row| row.position + 1).max() else { return Ok(()) };
-        let pages = context.div_ceil(BLOCK_TOKENS).next_power_of_two();
-        let fits = |(batch, room): &(Batch, usize)| batch.rows() == rows.len() && *room == pages;
-        if !self.batch.as_ref().is_some_and(fits) {
-            // A batch of this shape may come again and again; its room is a fresh piece, because kernels may still read the old.
-            let mut own = Arena::new(&self.gpu.context);
-            self.batch = Some((Batch::new(&mut own, rows.len(), pages)?, pages));
-        }
-        let Some((batch, room)) = self.batch.take() else { return Ok(()) };
-        let ctx = self.gpu.context.clone();
+        let (ctx, pages_a_row) = (self.gpu.context.clone(), context.div_ceil(BLOCK_TOKENS));
+        let places = RowPlaces {
+            positions: self.scratch.positions.room(&ctx, rows.len() * 4)?,
+            tables: self.scratch.tables.room(&ctx, rows.len() * pages_a_row * 4)?,
+            pages_a_row,
+        };
+        let batch = Batch::of(places, rows.len());
         let on_device = self.scratch.x.room(&ctx, x.len() * self.gpu.element())?;
         let normed = self.scratch.y.room(&ctx, x.len() * self.gpu.element())?;
-        let mut run = || {
-            batch.write(&self.staging, rows.iter().map(|row| (row.position, cache.table(*row))))?;
-            self.upload(x, &on_device)?;
-            let stream = self.staging.stream();
-            self.attention_on(&stream, layer, &batch, context, &on_device, cache, &normed)
-        };
-        let done = run();
-        self.batch = Some((batch, room));
-        done?;
+        batch.write(&self.staging, rows.iter().map(|row| (row.position, cache.table(*row))))?;
+        self.upload(x, &on_device)?;
+        let stream = self.staging.stream();
+        self.attention_on(&stream, layer, &batch, context, &on_device, cache, &normed)?;
         self.download(&normed, y)?;
         self.download(&on_device, x)?;
         rows.iter().for_each(|row| cache.hold(layer, *row));

@@ -40,6 +40,11 @@ impl Batch {
         Ok(Self { places, rows })
     }
 
+    /// Where there is room for them.
+    pub(super) fn of(places: RowPlaces, rows: usize) -> Self {
+        Self { places, rows }
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.rows

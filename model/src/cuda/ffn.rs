@@ -90,9 +90,8 @@ impl CudaFfn {
         check_sizes(&config)?;
         let gpu = Gpu::open(&Context::open(index)?, rounds(dtype)?)?;
         let (mut arena, staging) = (Arena::new(&gpu.context), Staging::new(&gpu.context)?);
-        let arena_cell = std::cell::RefCell::new(&mut arena);
         let layers = load(checkpoint, dtype, observe, |loader| {
-            let arena = &mut **arena_cell.borrow_mut();
+            let arena = &mut arena;
             let mut layers = Vec::with_capacity(config.num_layers);
             for layer in 0..config.num_layers {
                 layers.push(match FfnLayer::<Rows>::load(loader, &config, shard, layer)? {

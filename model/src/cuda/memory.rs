@@ -34,12 +34,15 @@ impl Arena {
     /// So many bytes, of undefined contents.
     pub(super) fn take(&mut self, bytes: usize) -> Result<Span, ModelError> {
         let needed = bytes.max(1).next_multiple_of(ALIGN);
-        if self.chunk.as_ref().is_none_or(|chunk| chunk.len() - self.used < needed) {
-            self.chunk = Some(Region::new(DeviceMemory::allocate(&self.context, needed.max(CHUNK))?));
-            self.used = 0;
-        }
-        let Some(chunk) = &self.chunk else { return Err(ModelError::Unsupported { reason: "no memory".into() }) };
-        let span = Span::new(chunk, self.used..self.used + bytes)?;
+        let chunk = match self.chunk.take() {
+            Some(chunk) if chunk.len() - self.used >= needed => chunk,
+            _ => {
+                self.used = 0;
+                Region::new(DeviceMemory::allocate(&self.context, needed.max(CHUNK))?)
+            }
+        };
+        let span = Span::new(&chunk, self.used..self.used + bytes)?;
+        self.chunk = Some(chunk);
         self.used += needed;
         self.bytes += bytes;
         Ok(span)

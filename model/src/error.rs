@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Dtype;
+use stepmesh_transport::TransportError;
 use stepmesh_transport::cuda::CudaError;
 
 /// What can go wrong between a checkpoint on disk and a row of logits.
@@ -12,6 +13,9 @@ pub enum ModelError {
     /// The GPU or its driver.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// Host memory for what goes to the GPU and comes back.
+    #[error(transparent)]
+    Memory(#[from] TransportError),
     /// Kernels cannot be compiled.
     #[error("kernels cannot be compiled: {reason}")]
     Kernels {

@@ -188,8 +188,7 @@ impl SpinBench {
     /// As loading a stage.
     pub fn start(index: u32) -> Result<Self, ModelError> {
         let gpu = Gpu::open(&Context::open(index)?, true)?;
-        let refused = |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
-        let host = stepmesh_transport::HostMemory::allocate(4096, None).map_err(refused)?;
+        let host = stepmesh_transport::HostMemory::allocate(4096, None)?;
         let host = stepmesh_transport::Region::new(std::sync::Arc::new(host));
         let word = stepmesh_transport::cuda::PinnedMemory::pin(&gpu.context, host)?;
         let stream = Stream::new(&gpu.context)?;
@@ -202,8 +201,7 @@ impl SpinBench {
     /// # Errors
     /// [`ModelError::Cuda`].
     pub fn end(self) -> Result<(), ModelError> {
-        let refused = |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
-        self.word.write(0, &1_u64.to_le_bytes()).map_err(refused)?;
+        self.word.write(0, &1_u64.to_le_bytes())?;
         self.stream.finish(PATIENCE)?;
         drop(self.gpu);
         Ok(())

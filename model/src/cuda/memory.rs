@@ -102,8 +102,7 @@ pub(super) struct Staging {
 
 impl Staging {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, ModelError> {
-        let invalid = |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
-        let region = Region::new(Arc::new(HostMemory::allocate(STAGING, None).map_err(invalid)?));
+        let region = Region::new(Arc::new(HostMemory::allocate(STAGING, None)?));
         Ok(Self { stream: Arc::new(Stream::new(context)?), pinned: PinnedMemory::pin(context, region)? })
     }
 
@@ -120,9 +119,7 @@ impl Staging {
 
     pub(super) fn upload_bytes(&self, bytes: &[u8], to: &Span) -> Result<(), ModelError> {
         for (at, chunk) in (0..bytes.len()).step_by(STAGING).zip(bytes.chunks(STAGING)) {
-            let refused =
-                |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
-            self.pinned.write(0, chunk).map_err(refused)?;
+            self.pinned.write(0, chunk)?;
             self.stream.copy(&Span::new(&self.pinned, 0..chunk.len())?, &to.part(at..at + chunk.len())?)?;
             self.stream.finish(PATIENCE)?;
         }
@@ -134,9 +131,7 @@ impl Staging {
         for (at, chunk) in (0..from.len()).step_by(STAGING).zip(bytes.chunks_mut(STAGING)) {
             self.stream.copy(&from.part(at..at + chunk.len())?, &Span::new(&self.pinned, 0..chunk.len())?)?;
             self.stream.finish(PATIENCE)?;
-            let refused =
-                |error: stepmesh_transport::TransportError| ModelError::Unsupported { reason: error.to_string() };
-            self.pinned.read(0, chunk).map_err(refused)?;
+            self.pinned.read(0, chunk)?;
         }
         Ok(bytes)
     }

@@ -129,11 +129,26 @@ type Tell<'a> = dyn FnMut(Value) -> Result<(), BenchError> + 'a;
 /// The median of some figures.
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = figures.len() / 2;
+    match (figures.len() % 2, figures.as_slice()) {
+        (_, []) => f64::NAN,
+        (0, figures) => (figures[middle - 1] + figures[middle]) / 2.0,
+        (_, figures) => figures[middle],
+    }
 }
 
 /// A figure of which so many in a hundred are no larger.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(at.saturating_sub(1).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_lies_in_the_middle() {
+        assert_eq!(super::median(vec![3.0, 1.0]), 2.0);
+        assert_eq!(super::median(vec![3.0, 1.0, 10.0]), 3.0);
+        assert!(super::median(Vec::new()).is_nan());
+    }
 }

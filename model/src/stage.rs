@@ -140,6 +140,22 @@ pub trait FfnStage: Send {
     fn forward(&mut self, layer: usize, segments: &[FfnInput<'_>], out: &mut [f32]) -> Result<(), ModelError>;
 }
 
+/// Refuses a token that is not of the vocabulary.
+pub(crate) fn check_tokens(config: &ModelConfig, tokens: &[u32]) -> Result<(), ModelError> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().position(|token| *token as usize >= vocab_size) {
+        Some(row) => Err(ModelError::Token { token: tokens[row], row, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+/// The rows of hidden states in a buffer of `found` elements.
+pub(crate) fn whole_rows(config: &ModelConfig, argument: &'static str, found: usize) -> Result<usize, ModelError> {
+    let rows = found.div_ceil(config.hidden_size);
+    check_len(argument, found, rows * config.hidden_size)?;
+    Ok(rows)
+}
+
 /// Checks the length of a buffer that a caller handed in.
 pub(crate) fn check_len(argument: &'static str, found: usize, expected: usize) -> Result<(), ModelError> {
     if found == expected { Ok(()) } else { Err(ModelError::Length { argument, found, expected }) }

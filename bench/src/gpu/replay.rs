@@ -502,7 +502,6 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
         "step_p99_us": quantile(&sorted[1], 0.99), "attention_kernels_us": attention_us, "ffn_kernels_us": ffn_us,
         "kernels_of_both_at_once_us": together_us,
         "overhead_us_per_layer": (step_us - together_us) / LAYERS as f64, "transfers_alone_us_per_layer": transfers_us / LAYERS as f64,
-        "host_calls_per_layer": 0,
     }))
 }
 

@@ -67,7 +67,7 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
     };
     for second in [None, options.second.as_ref()] {
         for place in [Place::InPlace, Place::Staged] {
-            let mut streaming = Streaming::new(options.gpu, place, second)?;
+            let mut streaming = Driven::transfers(options.gpu, place, second)?;
             let name =
                 format!("{} of {}", place.name(), if second.is_some() { "two processes" } else { "one process" });
             product(&mut streaming, &name, pairs, false, tell)?;
@@ -78,7 +78,7 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
             break;
         }
     }
-    let mut copy = CopyKernel::new(options.gpu)?;
+    let mut copy = Driven::copies(options.gpu)?;
     product(&mut copy, "copies between places of the GPU, which its multiprocessors make", pairs.min(5), false, tell)?;
     product(&mut copy, "copies between places of the GPU, which its multiprocessors make", pairs.min(5), true, tell)?;
     copy.end()?;
@@ -94,7 +94,7 @@ pub(super) fn run(options: &GpuOptions, tell: &mut Tell<'_>) -> Result<(), Bench
 /// Transfers alone for two seconds, for whoever watches the GPU.
 pub(super) fn alone(options: &GpuOptions, is_staged: bool, tell: &mut Tell<'_>) -> Result<(), BenchError> {
     let place = if is_staged { Place::Staged } else { Place::InPlace };
-    let mut streaming = Streaming::new(options.gpu, place, None)?;
+    let mut streaming = Driven::transfers(options.gpu, place, None)?;
     streaming.start(false)?;
     let time = Duration::from_millis(if options.quick { 100 } else { 1500 });
     std::thread::sleep(time);
@@ -152,17 +152,29 @@ impl Orders {
 
 type Thread = std::thread::JoinHandle<Result<(), BenchError>>;
 
-/// The runtime's own transfers.
-struct Streaming {
+/// A thread that does something whenever it is told to.
+struct Driven {
     orders: Arc<Orders>,
     thread: Option<Thread>,
 }
 
-impl Streaming {
-    fn new(gpu: u32, place: Place, second: Option<&Program>) -> Result<Self, BenchError> {
-        let (orders, second) = (Arc::new(Orders::default()), second.cloned());
+impl Driven {
+    /// The runtime's own transfers.
+    fn transfers(gpu: u32, place: Place, second: Option<&Program>) -> Result<Self, BenchError> {
+        let second = second.cloned();
+        Self::start_thread(move |orders| transfer(orders, gpu, place, second.as_ref()))
+    }
+
+    /// Copies of the same size from one place of the GPU to another.
+    fn copies(gpu: u32) -> Result<Self, BenchError> {
+        Self::start_thread(move |orders| copy(orders, gpu))
+    }
+
+    /// Waits until it is ready for orders.
+    fn start_thread(work: impl FnOnce(&Orders) -> Result<(), BenchError> + Send + 'static) -> Result<Self, BenchError> {
+        let orders = Arc::new(Orders::default());
         let told = orders.clone();
-        let mut thread = Some(std::thread::spawn(move || transfer(&told, gpu, place, second.as_ref())));
+        let mut thread = Some(std::thread::spawn(move || work(&told)));
         while !orders.is_ready.load(Ordering::Acquire) {
             if thread.as_ref().is_some_and(Thread::is_finished) {
                 join(&mut thread)?;
@@ -180,12 +192,12 @@ impl Streaming {
 
 fn join(thread: &mut Option<Thread>) -> Result<(), BenchError> {
     let ended = || BenchError::Sequence("a thread has ended badly".into());
-    thread.take().map_or(Ok(()), |thread| thread.join().map_err(|_| ended())?)
+    thread.take().ok_or_else(ended)?.join().map_err(|_| ended())?
 }
 
-impl Beside for Streaming {
+impl Beside for Driven {
     fn start(&mut self, flat_out: bool) -> Result<(), BenchError> {
-        if self.thread.as_ref().is_some_and(|thread| thread.is_finished()) {
+        if self.thread.as_ref().is_none_or(Thread::is_finished) {
             join(&mut self.thread)?;
         }
         self.orders.start(flat_out);
@@ -235,50 +247,22 @@ fn transfer(orders: &Orders, gpu: u32, place: Place, second: Option<&Program>) -
     other.finish()
 }
 
-/// Copies of the same size from one place of the GPU to another.
-struct CopyKernel {
-    orders: Arc<Orders>,
-    thread: Option<Thread>,
-}
-
-impl CopyKernel {
-    fn new(gpu: u32) -> Result<Self, BenchError> {
-        let orders = Arc::new(Orders::default());
-        let told = orders.clone();
-        let thread = std::thread::spawn(move || {
-            let context = Context::open(gpu)?;
-            let stream = Stream::new(&context)?;
-            let mut places = Vec::new();
-            for part in parts(BATCH) {
-                let bytes = part.bytes() as usize;
-                places.push((on_device(&context, bytes)?, on_device(&context, bytes)?));
-            }
-            let mut next = Instant::now();
-            while told.turn(&mut next) {
-                places.iter().try_for_each(|(from, to)| stream.copy(from, to))?;
-                stream.finish(super::members::PATIENCE)?;
-                told.done.fetch_add(1, Ordering::AcqRel);
-            }
-            Ok(())
-        });
-        Ok(Self { orders, thread: Some(thread) })
+fn copy(orders: &Orders, gpu: u32) -> Result<(), BenchError> {
+    let context = Context::open(gpu)?;
+    let stream = Stream::new(&context)?;
+    let mut places = Vec::new();
+    for part in parts(BATCH) {
+        let bytes = part.bytes() as usize;
+        places.push((on_device(&context, bytes)?, on_device(&context, bytes)?));
     }
-
-    fn end(mut self) -> Result<(), BenchError> {
-        self.orders.is_over.store(true, Ordering::Release);
-        join(&mut self.thread)
+    orders.is_ready.store(true, Ordering::Release);
+    let mut next = Instant::now();
+    while orders.turn(&mut next) {
+        places.iter().try_for_each(|(from, to)| stream.copy(from, to))?;
+        stream.finish(super::members::PATIENCE)?;
+        orders.done.fetch_add(1, Ordering::AcqRel);
     }
-}
-
-impl Beside for CopyKernel {
-    fn start(&mut self, flat_out: bool) -> Result<(), BenchError> {
-        self.orders.start(flat_out);
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<u64, BenchError> {
-        Ok(self.orders.stop())
-    }
+    Ok(())
 }
 
 /// A kernel of one thread that waits.

@@ -3,7 +3,7 @@
 use crate::cache::{AttendScratch, Query};
 use crate::kernel::{Activations, Cores, Matrix, QuantiseScratch, Softmax, Table, rms_norm, rotate};
 use crate::load::load;
-use crate::stage::{AttentionStage, Row, check_len};
+use crate::stage::{AttentionStage, Row, check_len, check_tokens, whole_rows};
 use crate::weights::AttentionLayer;
 use crate::{Checkpoint, Dtype, KvCache, LoadOptions, LoadProgress, ModelConfig, ModelError};
 
@@ -81,13 +81,6 @@ impl CpuAttention {
         let frequencies = (0..config.head_dim / 2).map(frequency).collect();
         Ok(Self { dtype: options.dtype, cores, weights, frequencies, scratch: Scratch::default(), config })
     }
-
-    /// The rows in a buffer of `found` elements.
-    fn whole_rows(&self, argument: &'static str, found: usize) -> Result<usize, ModelError> {
-        let rows = found.div_ceil(self.config.hidden_size);
-        check_len(argument, found, rows * self.config.hidden_size)?;
-        Ok(rows)
-    }
 }
 
 impl AttentionStage for CpuAttention {
@@ -107,10 +100,7 @@ impl AttentionStage for CpuAttention {
 
     fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError> {
         check_len("x", x.len(), tokens.len() * self.config.hidden_size)?;
-        let vocab_size = self.config.vocab_size;
-        if let Some(row) = tokens.iter().position(|token| *token as usize >= vocab_size) {
-            return Err(ModelError::Token { token: tokens[row], row, vocab_size });
-        }
+        check_tokens(&self.config, tokens)?;
         for (token, x) in tokens.iter().zip(x.chunks_exact_mut(self.config.hidden_size)) {
             self.weights.embedding.copy_row(*token as usize, x);
         }
@@ -178,7 +168,7 @@ impl AttentionStage for CpuAttention {
     }
 
     fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError> {
-        let rows = self.whole_rows("y", y.len())?;
+        let rows = whole_rows(&self.config, "y", y.len())?;
         let Self { config, dtype, cores, weights: all, scratch, .. } = self;
         let router = match all.layers.get(layer) {
             None => return Err(ModelError::Layer { layer, reason: "does not exist" }),
@@ -210,7 +200,7 @@ impl AttentionStage for CpuAttention {
     }
 
     fn combine(&mut self, x: &mut [f32], partials: &[&[f32]]) -> Result<(), ModelError> {
-        self.whole_rows("x", x.len())?;
+        whole_rows(&self.config, "x", x.len())?;
         for partial in partials {
             check_len("partial", partial.len(), x.len())?;
         }
@@ -223,7 +213,7 @@ impl AttentionStage for CpuAttention {
     }
 
     fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError> {
-        let rows = self.whole_rows("x", x.len())?;
+        let rows = whole_rows(&self.config, "x", x.len())?;
         check_len("logits", logits.len(), rows * self.config.vocab_size)?;
         let normed = room(&mut self.scratch.normed, x.len());
         rms_norm(self.dtype, x, &self.weights.final_norm, self.config.rms_norm_eps, normed);

@@ -13,7 +13,7 @@ use super::{check_sizes, rounds};
 use crate::cache::BLOCK_TOKENS;
 use crate::fp8::fp8_groups;
 use crate::load::load;
-use crate::stage::{AttentionStage, Row, check_len};
+use crate::stage::{AttentionStage, Row, check_len, check_tokens, whole_rows};
 use crate::weights::AttentionLayer;
 use crate::{Checkpoint, Dtype, KvCache, LoadOptions, LoadProgress, ModelConfig, ModelError};
 
@@ -179,11 +179,6 @@ impl CudaAttention {
         &self.gpu.context
     }
 
-    /// Whether cuBLASLt multiplies.
-    pub fn has_cublas(&self) -> bool {
-        self.gpu.has_cublas()
-    }
-
     /// Device memory of so many bytes that lives as long as this.
     ///
     /// # Errors
@@ -303,13 +298,7 @@ impl CudaAttention {
         weights: &Span,
     ) -> Result<(), ModelError> {
         let Self { gpu, config, layers, scratch, .. } = self;
-        let router = match layers.get(layer) {
-            None => return Err(ModelError::Layer { layer, reason: "does not exist" }),
-            Some(Layer { router: None, .. }) => {
-                return Err(ModelError::Layer { layer, reason: "is dense; it has no router" });
-            }
-            Some(Layer { router: Some(router), .. }) => router,
-        };
+        let router = router_of(layers, layer)?;
         check_len("y", y.len(), rows * config.hidden_size * gpu.element())?;
         check_len("ids", ids.len(), rows * config.top_k * 2)?;
         check_len("weights", weights.len(), rows * config.top_k * 4)?;
@@ -374,12 +363,11 @@ impl CudaAttention {
     pub fn write(&self, values: &[u32], to: &Span) -> Result<(), ModelError> {
         self.staging.upload(values.iter().copied(), to)
     }
+}
 
-    fn rows_of(&self, argument: &'static str, found: usize) -> Result<usize, ModelError> {
-        let rows = found.div_ceil(self.config.hidden_size);
-        check_len(argument, found, rows * self.config.hidden_size)?;
-        Ok(rows)
-    }
+fn router_of(layers: &[Layer], layer: usize) -> Result<&Matrix, ModelError> {
+    let held = layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
+    held.router.as_ref().ok_or(ModelError::Layer { layer, reason: "is dense; it has no router" })
 }
 
 /// Activations on a device as host values.
@@ -445,10 +433,7 @@ impl AttentionStage for CudaAttention {
 
     fn embed(&mut self, tokens: &[u32], x: &mut [f32]) -> Result<(), ModelError> {
         check_len("x", x.len(), tokens.len() * self.config.hidden_size)?;
-        let vocab_size = self.config.vocab_size;
-        if let Some(row) = tokens.iter().position(|token| *token as usize >= vocab_size) {
-            return Err(ModelError::Token { token: tokens[row], row, vocab_size });
-        }
+        check_tokens(&self.config, tokens)?;
         if tokens.is_empty() {
             return Ok(());
         }
@@ -495,14 +480,8 @@ impl AttentionStage for CudaAttention {
     }
 
     fn route(&mut self, layer: usize, y: &[f32], ids: &mut [u16], weights: &mut [f32]) -> Result<(), ModelError> {
-        let rows = self.rows_of("y", y.len())?;
-        match self.layers.get(layer) {
-            None => return Err(ModelError::Layer { layer, reason: "does not exist" }),
-            Some(Layer { router: None, .. }) => {
-                return Err(ModelError::Layer { layer, reason: "is dense; it has no router" });
-            }
-            Some(_) => {}
-        }
+        let rows = whole_rows(&self.config, "y", y.len())?;
+        router_of(&self.layers, layer)?;
         check_len("ids", ids.len(), rows * self.config.top_k)?;
         check_len("weights", weights.len(), rows * self.config.top_k)?;
         if rows == 0 {
@@ -525,7 +504,7 @@ impl AttentionStage for CudaAttention {
     }
 
     fn combine(&mut self, x: &mut [f32], partials: &[&[f32]]) -> Result<(), ModelError> {
-        self.rows_of("x", x.len())?;
+        whole_rows(&self.config, "x", x.len())?;
         for partial in partials {
             check_len("partial", partial.len(), x.len())?;
         }
@@ -547,7 +526,7 @@ impl AttentionStage for CudaAttention {
     }
 
     fn logits(&mut self, x: &[f32], logits: &mut [f32]) -> Result<(), ModelError> {
-        let rows = self.rows_of("x", x.len())?;
+        let rows = whole_rows(&self.config, "x", x.len())?;
         check_len("logits", logits.len(), rows * self.config.vocab_size)?;
         if rows == 0 {
             return Ok(());

@@ -88,7 +88,7 @@ fn median(
 /// A product of bf16 matrices that keeps every multiprocessor busy.
 pub struct GemmBench {
     gpu: Gpu,
-    stream: std::sync::Arc<Stream>,
+    stream: Stream,
     matrix: Matrix,
     x: Span,
     out: Span,
@@ -112,7 +112,7 @@ impl GemmBench {
         noise.seed += u32::from(vendor);
         let out = noise.values(rows * n, 1e6)?;
         staging.stream().finish(PATIENCE)?;
-        let stream = std::sync::Arc::new(Stream::new(&gpu.context)?);
+        let stream = Stream::new(&gpu.context)?;
         Ok(Self { gpu, stream, matrix, x, out, rows })
     }
 
@@ -211,7 +211,7 @@ impl SpinBench {
 /// Decode attention alone: one row a sequence, every sequence with pages of its own.
 pub struct AttendBench {
     gpu: Gpu,
-    stream: std::sync::Arc<Stream>,
+    stream: Stream,
     staging: Staging,
     heads: Heads,
     pages: Span,
@@ -260,7 +260,7 @@ impl AttendBench {
         let tables: Vec<Vec<u32>> =
             (0..rows).map(|row| (0..pages_a_row).map(|page| (page * rows + row) as u32).collect()).collect();
         batch.write(&staging, positions.iter().zip(&tables).map(|(position, table)| (*position, table.as_slice())))?;
-        let (stream, positions) = (std::sync::Arc::new(Stream::new(&gpu.context)?), positions.to_vec());
+        let (stream, positions) = (Stream::new(&gpu.context)?, positions.to_vec());
         let heads = Heads { count: heads, dim, split };
         Ok(Self { gpu, stream, staging, heads, pages, is_fp8, batch, positions, q, out, parts, states, _arena: arena })
     }

@@ -2,10 +2,7 @@
 
 use super::{Context, CudaError};
 use crate::{Memory, Region};
-use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE};
-
-/// The GPU only reads it. (`cuda.h`)
-const CU_MEMHOSTREGISTER_READ_ONLY: u32 = 8;
+use cudarc::driver::sys::{self, CU_MEMHOSTREGISTER_PORTABLE, CU_MEMHOSTREGISTER_READ_ONLY};
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
@@ -36,7 +33,8 @@ impl PinnedMemory {
         let (base, len) = (region.base().as_ptr().cast(), region.len());
         let read_only = if region.writable() { 0 } else { CU_MEMHOSTREGISTER_READ_ONLY };
         let flags = CU_MEMHOSTREGISTER_PORTABLE | read_only;
-        // SAFETY: so many bytes of this process, mapped for as long as the region is kept below; unregistered before. Memory that may only be read is told to be so.
+        // SAFETY: so many bytes of this process, mapped for as long as the region is kept below, unregistered before; if they may
+        // only be read, the driver is told so.
         let register = || unsafe { sys::cuMemHostRegister_v2(base, len, flags) };
         context.call("cuMemHostRegister", register)?;
         Ok(Region::new(Arc::new(Self { context: context.clone(), inner: region })))

@@ -3,13 +3,13 @@
 use crate::control::Control;
 use crate::layout::{Direction, SlotLayout};
 use crate::link::Stage;
-use crate::member::{Arrival, Member, MemberOptions};
-use crate::reply::{Landing, Replies, Reply};
+use crate::member::{Arrival, Member, MemberOptions, Patience};
+use crate::reply::{Replies, Reply};
+use crate::send::{SendBuffer, SendSlots};
 use crate::tickets::{Ticket, TicketStatus, Tickets};
 use crate::{MeshError, MeshEvent, Role, TicketFailure};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stepmesh_proto::{Flags, Header, Part, Stamps, control::from_member};
 use stepmesh_transport::{Clock, Device, Region, Waker};
@@ -54,61 +54,8 @@ pub(crate) const NO_GROUP: u32 = u32::MAX;
 pub struct AttentionMesh {
     pub(crate) member: Member,
     tickets: Tickets,
-    filling: Arc<[AtomicBool]>,
+    slots: Arc<SendSlots>,
     replies: Vec<Replies>,
-}
-
-/// A microbatch's send slot, owned until pushed or dropped.
-#[derive(Debug)]
-pub struct SendBuffer {
-    slot: u16,
-    region: Region,
-    layout: Arc<SlotLayout>,
-    filling: Arc<[AtomicBool]>,
-}
-
-impl SendBuffer {
-    /// The slot's only buffer until it is dropped, pushed or not; `WouldBlock` while there is another.
-    pub(crate) fn claim(
-        slot: u16,
-        region: Region,
-        layout: Arc<SlotLayout>,
-        filling: Arc<[AtomicBool]>,
-    ) -> Result<Self, MeshError> {
-        if filling[usize::from(slot)].swap(true, Ordering::AcqRel) {
-            return Err(MeshError::WouldBlock(slot));
-        }
-        Ok(Self { slot, region, layout, filling })
-    }
-
-    pub(crate) fn is_of(&self, filling: &Arc<[AtomicBool]>) -> bool {
-        Arc::ptr_eq(&self.filling, filling)
-    }
-
-    /// The microbatch.
-    pub fn microbatch(&self) -> u16 {
-        self.slot
-    }
-
-    /// The bytes of a part, as long as the layout allows; empty for a part that the layout does not have.
-    pub fn part_mut(&mut self, part: usize) -> &mut [u8] {
-        let Some(range) = self.layout.part_range(Direction::A2F, self.slot, part) else { return &mut [] };
-        // SAFETY: the slot is this buffer's alone: no transfer of it is under way (`acquire` checked), `filling` keeps a
-        // second buffer from being made, and the slice borrows the buffer exclusively.
-        unsafe { self.region.bytes_mut(range) }.unwrap_or_default()
-    }
-
-    /// Where a part lies, for what must outlive this buffer: the region keeps the memory in being, no more; who writes
-    /// there after the push changes what is under way.
-    pub fn part_place(&self, part: usize) -> Option<(Region, Range<usize>)> {
-        Some((self.region.clone(), self.layout.part_range(Direction::A2F, self.slot, part)?))
-    }
-}
-
-impl Drop for SendBuffer {
-    fn drop(&mut self) {
-        self.filling[usize::from(self.slot)].store(false, Ordering::Release);
-    }
 }
 
 impl AttentionMesh {
@@ -139,7 +86,7 @@ impl AttentionMesh {
         Ok(Self {
             member,
             tickets: Tickets::new(slots, 0),
-            filling: (0..slots).map(|_| AtomicBool::new(false)).collect(),
+            slots: SendSlots::new(layout.clone()),
             replies: (0..slots).map(|slot| Replies::new(slot, layout.clone())).collect(),
         })
     }
@@ -189,6 +136,7 @@ impl AttentionMesh {
         self.member.poll()?;
         if self.tickets.peers() != self.member.peers {
             self.tickets = Tickets::new(self.replies.len() as u16, self.member.peers);
+            self.member.outbox.iter().for_each(|region| self.slots.settle(region.clone()));
         }
         while let Some(end) = self.member.ended.pop_front() {
             self.tickets.link_ended(end.rank, &TicketFailure::PeerLost { peer: end.peer, reason: end.reason });
@@ -204,18 +152,17 @@ impl AttentionMesh {
 
     fn land(&mut self, arrival: Arrival) {
         let Some(link) = self.member.links[arrival.rank].as_ref() else { return };
-        let Some(region) = link.landing.clone() else { return };
-        let header = *link.landed(arrival.slot);
+        let Some(region) = &link.landing else { return };
+        let header = link.landed(arrival.slot);
         let failure = header.flags.has(Flags::FAILED).then(|| TicketFailure::PeerFailed {
             peer: link.peer.clone(),
             reason: String::from_utf8_lossy(&header.app).trim_end_matches('\0').to_owned(),
         });
-        if !self.tickets.replied(header.slot, arrival.rank, failure) {
-            self.member.fence(arrival.rank, format!("a reply for microbatch {} that was not due", header.slot));
-            return;
+        if self.tickets.replied(arrival.slot, arrival.rank, failure) {
+            self.replies[usize::from(arrival.slot)].land(arrival.rank, region, header, arrival.received_ns);
+        } else {
+            self.member.fence(arrival.rank, format!("a reply for microbatch {} that was not due", arrival.slot));
         }
-        let landing = Landing { region, header, landed_ns: arrival.received_ns };
-        self.replies[usize::from(header.slot)].land(arrival.rank, landing);
     }
 
     /// Fences the links that were draining and have no other transfer under way, or have had their time.
@@ -243,13 +190,12 @@ impl AttentionMesh {
     pub fn acquire(&mut self, microbatch: u16) -> Result<SendBuffer, MeshError> {
         self.check_slot(microbatch)?;
         self.check_linked()?;
-        let Some(region) = self.member.outbox.clone() else {
-            return Err(not_linked(None));
-        };
         if !self.tickets.is_free(microbatch) {
             return Err(MeshError::WouldBlock(microbatch));
         }
-        SendBuffer::claim(microbatch, region, self.member.options.layout.clone(), self.filling.clone())
+        let buffer = self.slots.claim(microbatch)?;
+        self.member.links.iter().flatten().for_each(|link| link.expect_send(microbatch));
+        Ok(buffer)
     }
 
     /// Where a request part of a microbatch is produced, for work that is captured ahead ([`crate::AttentionStep`]).
@@ -267,7 +213,7 @@ impl AttentionMesh {
 
     /// Sends the request to every FFN instance and returns the ticket for all their replies.
     pub fn push_pull(&mut self, buffer: SendBuffer, request: Request<'_>) -> Result<Ticket, MeshError> {
-        if !buffer.is_of(&self.filling) {
+        if !buffer.is_of(&self.slots) {
             return Err(MeshError::Transfer("the send buffer is another mesh's".into()));
         }
         let mut header = Header::default();
@@ -278,8 +224,8 @@ impl AttentionMesh {
     /// As [`AttentionMesh::push_pull`], with a request's header; the buffer is this mesh's.
     pub(crate) fn push(&mut self, buffer: SendBuffer, header: &mut Header) -> Result<Ticket, MeshError> {
         self.check_linked()?;
-        let ticket = self.tickets.begin(buffer.slot);
-        self.post(buffer.slot, header);
+        let ticket = self.tickets.begin(buffer.microbatch());
+        self.post(buffer.microbatch(), header);
         Ok(ticket)
     }
 
@@ -288,7 +234,7 @@ impl AttentionMesh {
     pub fn leave(&mut self, microbatch: u16) -> Result<(), MeshError> {
         self.check_slot(microbatch)?;
         self.check_linked()?;
-        if !self.tickets.is_free(microbatch) || self.filling[usize::from(microbatch)].load(Ordering::Acquire) {
+        if !self.tickets.is_free(microbatch) || self.slots.is_filling(microbatch) {
             return Err(MeshError::WouldBlock(microbatch));
         }
         self.tickets.begin_unattended(microbatch);
@@ -341,8 +287,8 @@ impl AttentionMesh {
         Ok(())
     }
 
-    pub(crate) fn filling(&self) -> &Arc<[AtomicBool]> {
-        &self.filling
+    pub(crate) fn slots(&self) -> &Arc<SendSlots> {
+        &self.slots
     }
 
     /// Whether a new transfer may use the slot.
@@ -362,16 +308,14 @@ impl AttentionMesh {
 
     /// Waits for all replies. An expired wait leaves the ticket outstanding: wait again, or cancel.
     pub fn wait(&mut self, ticket: Ticket, timeout: Duration) -> Result<Reply<'_>, MeshError> {
-        let deadline = self.member.clock.now() + timeout;
+        let mut patience = Patience::new(timeout);
         loop {
             self.poll()?;
-            if self.tickets.status(ticket) != TicketStatus::Pending {
+            if !self.tickets.is_pending(ticket) {
                 return self.take(ticket);
             }
-            if self.member.clock.now() >= deadline {
-                return Err(MeshError::Timeout(timeout));
-            }
-            self.member.sleep(deadline)?;
+            let Some(left) = patience.left(&self.member.clock) else { return Err(MeshError::Timeout(timeout)) };
+            self.member.sleep_for(left)?;
         }
     }
 

@@ -5,7 +5,7 @@ use crate::attention::NO_GROUP;
 use crate::control::Control;
 use crate::layout::{Direction, SlotLayout};
 use crate::link::{InUse, Link};
-use crate::member::{Arrival, Member, MemberOptions};
+use crate::member::{Arrival, Member, MemberOptions, Patience};
 use crate::{MeshError, MeshEvent, Role};
 use std::ops::Range;
 use std::sync::Arc;
@@ -258,9 +258,12 @@ impl FfnMesh {
 
     /// When, with no further arrival, the policy will next release something.
     pub(crate) fn next_release(&self, policy: Policy) -> Option<Instant> {
+        self.member.clock.now().checked_add(self.until_release(policy)?)
+    }
+
+    fn until_release(&self, policy: Policy) -> Option<Duration> {
         let release_ns = self.arrivals.next_release_ns(policy)?;
-        let clock = &self.member.clock;
-        clock.now().checked_add(Duration::from_nanos(release_ns.saturating_sub(clock.now_ns())))
+        Some(Duration::from_nanos(release_ns.saturating_sub(self.member.clock.now_ns())))
     }
 
     /// Makes progress without blocking.
@@ -316,10 +319,15 @@ impl FfnMesh {
 
     /// The oldest batch that the policy allows now, if there is one. Makes no progress by itself.
     pub fn try_next_batch(&mut self, policy: Policy) -> Option<Batch> {
+        self.release(policy, None)
+    }
+
+    /// As [`FfnMesh::try_next_batch`] at a time that the caller knows.
+    fn release(&mut self, policy: Policy, now_ns: Option<u64>) -> Option<Batch> {
         if !self.arrivals.is_waited_on() {
             return None;
         }
-        let now_ns = self.member.clock.now_ns();
+        let now_ns = now_ns.unwrap_or_else(|| self.member.clock.now_ns());
         let released = self.arrivals.release(policy, now_ns, &mut self.released)?;
         let mut segments = self.spare.pop().unwrap_or_default();
         for &rank in &self.released {
@@ -330,7 +338,8 @@ impl FfnMesh {
                 && let idle = idle.filter(|segment| Arc::ptr_eq(&segment.0.in_use, &link.in_use))
                 && let Some(mut segment) = idle.or_else(|| self.segment(link, released.slot, rank))
             {
-                segment.0.header = *link.landed(released.slot);
+                link.expect_send(released.slot);
+                segment.0.header.copy_from(link.landed(released.slot));
                 (segment.0.received_ns, segment.0.handed_out_ns) = (received_ns, now_ns);
                 segments.push(segment);
             }
@@ -359,17 +368,17 @@ impl FfnMesh {
 
     /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at.
     pub fn next_batch(&mut self, policy: Policy, timeout: Duration) -> Result<Option<Batch>, MeshError> {
-        let deadline = self.member.clock.now() + timeout;
+        let mut patience = Patience::new(timeout);
         loop {
             self.poll()?;
-            if let Some(batch) = self.try_next_batch(policy) {
+            if let Some(batch) = self.release(policy, self.member.arrived_ns) {
                 return Ok(Some(batch));
             }
-            if self.member.clock.now() >= deadline || !self.member.events.is_empty() {
+            if !self.member.events.is_empty() {
                 return Ok(None);
             }
-            let until = self.next_release(policy).map_or(deadline, |release| release.min(deadline));
-            self.member.sleep(until)?;
+            let Some(left) = patience.left(&self.member.clock) else { return Ok(None) };
+            self.member.sleep_for(self.until_release(policy).map_or(left, |release| release.min(left)))?;
         }
     }
 
@@ -386,7 +395,7 @@ impl FfnMesh {
             self.arrivals.answered(slot, rank);
             let failure = failure.take();
             if failure.is_some() {
-                *reply = Header::default();
+                reply.clear_parts();
             }
             answer(reply, header, self.member.rank);
             reply.stamps = stamps(*received_ns, *handed_out_ns, now_ns);
@@ -395,7 +404,7 @@ impl FfnMesh {
                 reply.app = reason;
             }
             let sent = self.member.send(rank, reply);
-            *reply = Header::default();
+            reply.clear_parts();
             match sent {
                 Ok(()) => self.idle[usize::from(slot) * self.member.peers + rank] = Some(segment),
                 Err(error) => self.member.fence(rank, error.to_string()),

@@ -194,11 +194,14 @@ impl SlotLayout {
 
     /// Puts each part at its offset; refuses what does not fit.
     pub fn place(&self, direction: Direction, parts: &[Part], header: &mut Header) -> Result<(), MeshError> {
+        let plan = self.plan(direction);
         header.set_parts(parts).map_err(|error| MeshError::Transfer(error.to_string()))?;
-        for (part, place) in header.parts_mut().iter_mut().zip(&self.plan(direction).places) {
+        let mut fits = parts.len() <= plan.places.len();
+        for (part, place) in header.parts_mut().iter_mut().zip(&plan.places) {
             part.offset = place.offset;
+            fits &= part.bytes() <= place.bytes;
         }
-        self.check(direction, header)
+        if fits { Ok(()) } else { Err(plan.misfit(direction, header.parts())) }
     }
 
     /// One line that says it all; members of one deployment compare it.

@@ -23,6 +23,7 @@ mod member;
 #[doc(hidden)]
 pub mod probe;
 mod reply;
+mod send;
 mod step;
 mod sync;
 mod tickets;
@@ -33,13 +34,14 @@ pub mod scheduler;
 pub mod threaded;
 
 pub use arrivals::Policy;
-pub use attention::{AttentionMesh, Request, SendBuffer};
+pub use attention::{AttentionMesh, Request};
 pub use error::{MeshError, TicketFailure};
 pub use event::{MeshEvent, Peer, Role};
 pub use ffn::{Batch, FfnMesh, PartArray, Segment};
 pub use layout::{Direction, PartSpec, SlotLayout};
 pub use member::MemberOptions;
 pub use reply::{Replies, Reply};
+pub use send::SendBuffer;
 pub use step::{AttentionStep, FfnStep, FfnWork, Transfer};
 pub use tickets::{Ticket, TicketStatus};
 pub use trace::Trace;

@@ -63,6 +63,27 @@ pub(crate) struct Arrival {
     pub(crate) received_ns: u64,
 }
 
+/// How long a call may still wait. It looks at the clock only once it has found nothing: most calls need not.
+pub(crate) struct Patience {
+    timeout: Duration,
+    deadline: Option<Instant>,
+}
+
+impl Patience {
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, deadline: None }
+    }
+
+    /// What is left; none once it is over.
+    pub(crate) fn left(&mut self, clock: &Clock) -> Option<Duration> {
+        let now = clock.now();
+        let deadline = self.deadline.or_else(|| now.checked_add(self.timeout));
+        self.deadline = deadline;
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+        (!left.is_zero()).then_some(left)
+    }
+}
+
 /// A link that has ended: what was under way on it is lost.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkEnd {
@@ -101,6 +122,8 @@ pub(crate) struct Member {
     pub(crate) outbox: Option<Region>,
     completions: Vec<Completion>,
     pub(crate) arrivals: Vec<Arrival>,
+    /// When the arrivals of this poll were seen; none came otherwise.
+    pub(crate) arrived_ns: Option<u64>,
     pub(crate) ended: VecDeque<LinkEnd>,
     pub(crate) events: VecDeque<MeshEvent>,
     pub(crate) scheduler_lost: Option<String>,
@@ -157,6 +180,7 @@ impl Member {
             outbox: None,
             completions: Vec::with_capacity(256),
             arrivals: Vec::with_capacity(256),
+            arrived_ns: None,
             ended: VecDeque::new(),
             events: VecDeque::new(),
             scheduler_lost: None,
@@ -199,6 +223,7 @@ impl Member {
 
     /// Makes progress: fills `arrivals`, `ended` and `events`.
     pub(crate) fn poll(&mut self) -> Result<(), MeshError> {
+        self.arrived_ns = None;
         self.poll_control()?;
         let mut completions = std::mem::take(&mut self.completions);
         completions.clear();
@@ -369,7 +394,10 @@ impl Member {
             return;
         }
         match accept(link, &self.options.layout, receives, bits) {
-            Ok(Some(slot)) => self.arrivals.push(Arrival { rank, slot, received_ns: self.clock.now_ns() }),
+            Ok(Some(slot)) => {
+                let received_ns = *self.arrived_ns.get_or_insert_with(|| self.clock.now_ns());
+                self.arrivals.push(Arrival { rank, slot, received_ns });
+            }
             Ok(None) => {}
             Err(reason) => self.fence(rank, format!("the peer broke the protocol: {reason}")),
         }
@@ -384,9 +412,12 @@ impl Member {
 
     /// Sleeps until something may have happened, at most until `deadline`.
     pub(crate) fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        self.sleep_for(deadline.saturating_duration_since(self.clock.now()))
+    }
+
+    pub(crate) fn sleep_for(&mut self, timeout: Duration) -> Result<(), MeshError> {
         let chore = if self.has_chores() { Duration::from_millis(2) } else { Duration::from_millis(500) };
-        let timeout = deadline.saturating_duration_since(self.clock.now()).min(chore);
-        Ok(self.endpoint.wait(timeout)?)
+        Ok(self.endpoint.wait(timeout.min(chore))?)
     }
 }
 

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use stepmesh_proto::{Header, Part};
 use stepmesh_transport::Region;
 
-/// One FFN instance's reply.
-pub(crate) struct Landing {
-    pub(crate) region: Region,
-    pub(crate) header: Header,
-    pub(crate) landed_ns: u64,
+/// One FFN instance's reply, or the place for it.
+#[derive(Default)]
+struct Landing {
+    /// Kept from reply to reply: it is nearly always the same.
+    region: Option<Region>,
+    header: Header,
+    landed_ns: u64,
+    has_landed: bool,
 }
 
 /// What all FFN instances replied to one request. Whoever can see it owns the microbatch's landing slots meanwhile.
@@ -20,7 +23,7 @@ pub struct Replies {
     slot: u16,
     layout: Arc<SlotLayout>,
     requested_ns: u64,
-    landings: Vec<Option<Landing>>,
+    landings: Vec<Landing>,
 }
 
 impl fmt::Debug for Replies {
@@ -37,12 +40,18 @@ impl Replies {
     /// Forgets everything and expects the replies of `peers` instances to a request of this time.
     pub(crate) fn reset(&mut self, peers: usize, requested_ns: u64) {
         self.requested_ns = requested_ns;
-        self.landings.clear();
-        self.landings.resize_with(peers, || None);
+        self.landings.resize_with(peers, Landing::default);
+        self.landings.iter_mut().for_each(|landing| landing.has_landed = false);
     }
 
-    pub(crate) fn land(&mut self, rank: usize, landing: Landing) {
-        self.landings[rank] = Some(landing);
+    /// A reply has landed in `region`.
+    pub(crate) fn land(&mut self, rank: usize, region: &Region, header: &Header, landed_ns: u64) {
+        let landing = &mut self.landings[rank];
+        if !landing.region.as_ref().is_some_and(|known| known.is_same(region)) {
+            landing.region = Some(region.clone());
+        }
+        landing.header.copy_from(header);
+        (landing.landed_ns, landing.has_landed) = (landed_ns, true);
     }
 
     /// The same slot without a reply; takes no memory until it is reset.
@@ -52,7 +61,7 @@ impl Replies {
     }
 
     fn landing(&self, rank: usize) -> Option<&Landing> {
-        self.landings.get(rank)?.as_ref()
+        self.landings.get(rank).filter(|landing| landing.has_landed)
     }
 
     /// The microbatch.
@@ -77,7 +86,8 @@ impl Replies {
         let start = self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
         // SAFETY: the reply has landed and the FFN instance may not write the slot before the next request on it, which
         // cannot be made while this value can be seen.
-        unsafe { landing.region.bytes(start..start + used.bytes() as usize) }.unwrap_or_default()
+        let bytes = landing.region.as_ref().map(|region| unsafe { region.bytes(start..start + used.bytes() as usize) });
+        bytes.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Where the bytes in use of one part lie, for what must outlive this value: the region keeps the memory in being, no
@@ -86,7 +96,7 @@ impl Replies {
         let landing = self.landing(rank)?;
         let used = landing.header.parts().get(part)?;
         let start = self.layout.slot_offset(Direction::F2A, self.slot) + used.offset as usize;
-        Some((landing.region.clone(), start..start + used.bytes() as usize))
+        Some((landing.region.clone()?, start..start + used.bytes() as usize))
     }
 
     /// The application's bytes of one FFN instance's reply.

@@ -124,6 +124,13 @@ impl Tickets {
         self.slots.iter().any(|slot| slot.waiting[peer] && slot.failure.is_none())
     }
 
+    /// Whether replies are missing, and all of them may still come.
+    pub(crate) fn is_pending(&self, ticket: Ticket) -> bool {
+        let slot = self.slots.get(usize::from(ticket.slot));
+        let is_it = |slot: &Slot| slot.number == ticket.number && slot.phase == Phase::InFlight;
+        slot.is_some_and(|slot| is_it(slot) && slot.missing > 0 && slot.failure.is_none())
+    }
+
     pub(crate) fn status(&self, ticket: Ticket) -> TicketStatus {
         let Some(slot) = self.slots.get(usize::from(ticket.slot)) else { return TicketStatus::Unknown };
         if slot.number != ticket.number || slot.phase != Phase::InFlight {

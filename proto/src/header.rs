@@ -18,7 +18,8 @@
 //! | 40 | 24 | time stamps: posted 8, received 8, process 4, respond 4 |
 //! | 64 | 24 each | parts: key 8, dtype 1, zero 3, rows 4, row bytes 4, offset 4 |
 
-use crate::checksum::crc32c;
+use crate::checksum::{CHECKSUM, crc32c_but_itself};
+use std::fmt;
 use thiserror::Error;
 
 /// The layout's version; a peer of another version is refused.
@@ -33,7 +34,8 @@ pub const MAX_PARTS: usize = 8;
 pub const HEADER_MAX_BYTES: usize = HEADER_FIXED_BYTES + MAX_PARTS * PART_BYTES;
 
 const MAGIC: [u8; 2] = *b"SM";
-const CHECKSUM: std::ops::Range<usize> = 20..24;
+/// The group, and behind it the checksum.
+const CHECKSUM_WORD: std::ops::Range<usize> = 16..24;
 
 /// The element type of a part. The mesh moves bytes; the type is carried so that the receiver need not be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -172,7 +174,7 @@ pub struct Stamps {
 }
 
 /// A transfer's header. `parts()` are the ones in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Header {
     /// The link's incarnation; a header of another one is refused.
     pub incarnation: u32,
@@ -191,7 +193,36 @@ pub struct Header {
     /// Time stamps.
     pub stamps: Stamps,
     part_count: u8,
+    /// Those beyond `part_count` are whatever was there.
     parts: [Part; MAX_PARTS],
+}
+
+/// What two headers are compared by, and shown as.
+#[derive(Debug, PartialEq)]
+struct View<'a> {
+    incarnation: u32,
+    slot: u16,
+    sequence: u16,
+    source: u16,
+    flags: Flags,
+    group: u32,
+    app: [u8; 16],
+    stamps: Stamps,
+    parts: &'a [Part],
+}
+
+impl PartialEq for Header {
+    fn eq(&self, other: &Self) -> bool {
+        self.view() == other.view()
+    }
+}
+
+impl Eq for Header {}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.view().fmt(f)
+    }
 }
 
 /// Why bytes are not a header this build accepts.
@@ -236,6 +267,11 @@ pub enum HeaderError {
 }
 
 impl Header {
+    fn view(&self) -> View<'_> {
+        let Self { incarnation, slot, sequence, source, flags, group, app, stamps, .. } = *self;
+        View { incarnation, slot, sequence, source, flags, group, app, stamps, parts: self.parts() }
+    }
+
     /// The parts in use.
     #[inline]
     pub fn parts(&self) -> &[Part] {
@@ -245,12 +281,10 @@ impl Header {
     /// Replaces the parts.
     #[inline]
     pub fn set_parts(&mut self, parts: &[Part]) -> Result<(), HeaderError> {
-        if parts.len() > MAX_PARTS {
-            return Err(HeaderError::Parts(parts.len()));
+        let room = self.parts.get_mut(..parts.len()).ok_or(HeaderError::Parts(parts.len()))?;
+        for (room, part) in room.iter_mut().zip(parts) {
+            *room = *part;
         }
-        let (used, unused) = self.parts.split_at_mut(parts.len());
-        used.copy_from_slice(parts);
-        unused.fill(Part::default());
         self.part_count = parts.len() as u8;
         Ok(())
     }
@@ -261,6 +295,24 @@ impl Header {
         &mut self.parts[..usize::from(self.part_count)]
     }
 
+    /// Leaves no part in use.
+    #[inline]
+    pub fn clear_parts(&mut self) {
+        self.part_count = 0;
+    }
+
+    /// Becomes a copy of `other`, whose unused parts are not looked at: most of a header is those.
+    #[inline]
+    pub fn copy_from(&mut self, other: &Self) {
+        let View { incarnation, slot, sequence, source, flags, group, app, stamps, parts } = other.view();
+        (self.incarnation, self.slot, self.sequence, self.source) = (incarnation, slot, sequence, source);
+        (self.flags, self.group, self.app, self.stamps) = (flags, group, app, stamps);
+        for (to, part) in self.parts.iter_mut().zip(parts) {
+            *to = *part;
+        }
+        self.part_count = other.part_count;
+    }
+
     /// Bytes that [`Header::encode`] writes.
     #[inline]
     pub fn encoded_bytes(&self) -> usize {
@@ -268,32 +320,34 @@ impl Header {
     }
 
     /// Writes the header to the front of `out` and returns its length.
+    ///
+    /// By words, as the checksum and the copy to the peer read them: a load that spans two stores waits for both.
     pub fn encode(&self, out: &mut [u8; HEADER_MAX_BYTES]) -> usize {
         let bytes = self.encoded_bytes();
-        out[0..2].copy_from_slice(&MAGIC);
-        out[2] = WIRE_VERSION;
-        out[3] = self.part_count;
-        out[4..6].copy_from_slice(&self.flags.0.to_le_bytes());
-        out[6..8].copy_from_slice(&self.slot.to_le_bytes());
-        out[8..12].copy_from_slice(&self.incarnation.to_le_bytes());
-        out[12..14].copy_from_slice(&self.sequence.to_le_bytes());
-        out[14..16].copy_from_slice(&self.source.to_le_bytes());
-        out[16..20].copy_from_slice(&self.group.to_le_bytes());
-        out[CHECKSUM].fill(0);
-        out[24..40].copy_from_slice(&self.app);
-        out[40..48].copy_from_slice(&self.stamps.posted_ns.to_le_bytes());
-        out[48..56].copy_from_slice(&self.stamps.received_ns.to_le_bytes());
-        out[56..60].copy_from_slice(&self.stamps.process_ns.to_le_bytes());
-        out[60..64].copy_from_slice(&self.stamps.respond_ns.to_le_bytes());
-        for (part, out) in self.parts().iter().zip(out[HEADER_FIXED_BYTES..].chunks_exact_mut(PART_BYTES)) {
-            out[0..8].copy_from_slice(&part.key.to_le_bytes());
-            out[8..12].copy_from_slice(&[part.dtype as u8, 0, 0, 0]);
-            out[12..16].copy_from_slice(&part.rows.to_le_bytes());
-            out[16..20].copy_from_slice(&part.row_bytes.to_le_bytes());
-            out[20..24].copy_from_slice(&part.offset.to_le_bytes());
+        let (fixed, parts) = out.split_at_mut(HEADER_FIXED_BYTES);
+        let [a, b] = self.app.as_chunks::<8>().0 else { return 0 };
+        let start = u64::from(u16::from_le_bytes(MAGIC))
+            | u64::from(WIRE_VERSION) << 16
+            | u64::from(self.part_count) << 24
+            | u64::from(self.flags.0) << 32
+            | u64::from(self.slot) << 48;
+        let link = u64::from(self.incarnation) | u64::from(self.sequence) << 32 | u64::from(self.source) << 48;
+        let group = u64::from(self.group);
+        let stamps = &self.stamps;
+        let spans = pair(stamps.process_ns, stamps.respond_ns);
+        let [a, b] = [*a, *b].map(u64::from_le_bytes);
+        let words = [start, link, group, a, b, stamps.posted_ns, stamps.received_ns, spans];
+        for (out, word) in fixed.as_chunks_mut().0.iter_mut().zip(words) {
+            *out = word.to_le_bytes();
         }
-        let checksum = crc32c(0, &out[..bytes]);
-        out[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+        for (part, out) in self.parts().iter().zip(parts.chunks_exact_mut(PART_BYTES)) {
+            let words = [part.key, pair(part.dtype as u32, part.rows), pair(part.row_bytes, part.offset)];
+            for (out, word) in out.as_chunks_mut().0.iter_mut().zip(words) {
+                *out = word.to_le_bytes();
+            }
+        }
+        let checksum = crc32c_but_itself(&out[..bytes]);
+        out[CHECKSUM_WORD].copy_from_slice(&(group | u64::from(checksum) << 32).to_le_bytes());
         bytes
     }
 
@@ -308,7 +362,7 @@ impl Header {
     /// As [`Header::decode`], in place. After an error the header is worth nothing.
     pub fn read(&mut self, bytes: &[u8]) -> Result<(), HeaderError> {
         let short = |needed| HeaderError::Short { needed, given: bytes.len() };
-        let fixed: &[u8; HEADER_FIXED_BYTES] = bytes.first_chunk().ok_or(short(HEADER_FIXED_BYTES))?;
+        let fixed: &[u8; HEADER_FIXED_BYTES] = bytes.first_chunk().ok_or_else(|| short(HEADER_FIXED_BYTES))?;
         if fixed[0..2] != MAGIC {
             return Err(HeaderError::Magic([fixed[0], fixed[1]]));
         }
@@ -316,15 +370,12 @@ impl Header {
             return Err(HeaderError::Version(fixed[2]));
         }
         let part_count = fixed[3];
-        if usize::from(part_count) > MAX_PARTS {
-            return Err(HeaderError::Parts(usize::from(part_count)));
-        }
-        let length = HEADER_FIXED_BYTES + usize::from(part_count) * PART_BYTES;
-        let whole = bytes.get(..length).ok_or(short(length))?;
+        let used = self.parts.get_mut(..usize::from(part_count));
+        let used = used.ok_or_else(|| HeaderError::Parts(usize::from(part_count)))?;
+        let length = HEADER_FIXED_BYTES + used.len() * PART_BYTES;
+        let whole = bytes.get(..length).ok_or_else(|| short(length))?;
         let found = le_u32(fixed, CHECKSUM.start);
-        let mut zeroed = *fixed;
-        zeroed[CHECKSUM].fill(0);
-        let expected = crc32c(crc32c(0, &zeroed), &whole[HEADER_FIXED_BYTES..]);
+        let expected = crc32c_but_itself(whole);
         if found != expected {
             return Err(HeaderError::Checksum { found, expected });
         }
@@ -345,10 +396,8 @@ impl Header {
             process_ns: le_u32(fixed, 56),
             respond_ns: le_u32(fixed, 60),
         };
-        let (used, unused) = self.parts.split_at_mut(usize::from(part_count));
-        for (index, (part, raw)) in
-            used.iter_mut().zip(whole[HEADER_FIXED_BYTES..].chunks_exact(PART_BYTES)).enumerate()
-        {
+        let raw_parts = whole[HEADER_FIXED_BYTES..].as_chunks::<PART_BYTES>().0;
+        for (index, (part, raw)) in used.iter_mut().zip(raw_parts).enumerate() {
             *part = Part {
                 key: le_u64(raw, 0),
                 dtype: Dtype::from_code(raw[8]).ok_or(HeaderError::Dtype { part: index, code: raw[8] })?,
@@ -357,10 +406,14 @@ impl Header {
                 offset: le_u32(raw, 20),
             };
         }
-        unused.fill(Part::default());
         self.part_count = part_count;
         Ok(())
     }
+}
+
+/// Two fields that make one word, the first at the lower address.
+fn pair(first: u32, second: u32) -> u64 {
+    u64::from(first) | u64::from(second) << 32
 }
 
 #[inline]

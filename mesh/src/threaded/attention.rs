@@ -4,15 +4,16 @@ use super::progress::{Driver, ProgressOptions, ProgressThread, Turn};
 use super::standing::Standing;
 use crate::attention::not_linked;
 use crate::layout::SlotLayout;
+use crate::send::SendSlots;
 use crate::sync::{ArrayQueue, AtomicU32};
 use crate::{AttentionMesh, MeshError, MeshEvent, Replies, Request, SendBuffer, Ticket, TicketStatus};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use stepmesh_proto::Header;
 use stepmesh_proto::control::from_member;
-use stepmesh_transport::{Region, Waker};
+use stepmesh_transport::Waker;
 
 /// Every FFN instance is linked.
 const LINKED: u32 = u32::MAX;
@@ -25,7 +26,7 @@ pub struct AttentionEngine {
     thread: ProgressThread,
     shared: Arc<Shared>,
     layout: Arc<SlotLayout>,
-    filling: Arc<[AtomicBool]>,
+    send_slots: Arc<SendSlots>,
     slots: Vec<Slot>,
     next_ticket: u64,
 }
@@ -70,7 +71,6 @@ fn give_back(seat: &Seat, mut replies: Replies) {
 struct Shared {
     commands: ArrayQueue<Command>,
     seats: Vec<Arc<Seat>>,
-    outbox: OnceLock<Region>,
     /// `LINKED`, `NOT_ADMITTED`, or the lowest rank that is missing.
     unlinked: AtomicU32,
     standing: Standing,
@@ -94,16 +94,15 @@ impl AttentionEngine {
         let shared = Arc::new(Shared {
             commands: ArrayQueue::new(3 * usize::from(count) + 16),
             seats: (0..count).map(seat).collect(),
-            outbox: OnceLock::new(),
             unlinked: AtomicU32::new(NOT_ADMITTED),
             standing: Standing::new(),
         });
-        let (filling, waker) = (mesh.filling().clone(), mesh.waker());
+        let (send_slots, waker) = (mesh.slots().clone(), mesh.waker());
         let flights = (0..count).map(|_| Flight::default()).collect();
         let driver = AttentionDriver { mesh, shared: shared.clone(), flights };
         let thread = ProgressThread::spawn(options, waker, driver)?;
         let slots = (0..count).map(|_| Slot::default()).collect();
-        Ok(Self { thread, shared, layout, filling, slots, next_ticket: 0 })
+        Ok(Self { thread, shared, layout, send_slots, slots, next_ticket: 0 })
     }
 
     /// This instance's rank, once admitted.
@@ -174,14 +173,13 @@ impl AttentionEngine {
     /// or not waited for, or its reply is held; `NotLinked` while an FFN instance is missing.
     pub fn acquire(&mut self, microbatch: u16) -> Result<SendBuffer, MeshError> {
         self.check_free(microbatch)?;
-        let region = self.shared.outbox.get().ok_or_else(|| not_linked(None))?;
-        SendBuffer::claim(microbatch, region.clone(), self.layout.clone(), self.filling.clone())
+        self.send_slots.claim(microbatch)
     }
 
     /// Sends the request to every FFN instance and returns the ticket for all their replies. A link that is lost on the
     /// way to the progress thread fails the ticket with `NotLinked`.
     pub fn push_pull(&mut self, buffer: SendBuffer, request: Request<'_>) -> Result<Ticket, MeshError> {
-        if !buffer.is_of(&self.filling) {
+        if !buffer.is_of(&self.send_slots) {
             return Err(MeshError::Transfer("the send buffer is another mesh's".into()));
         }
         let header = request.header(&self.layout)?;
@@ -200,7 +198,7 @@ impl AttentionEngine {
     /// one round trip; waits for the links if one is lost meanwhile.
     pub fn leave(&mut self, microbatch: u16) -> Result<(), MeshError> {
         self.check_free(microbatch)?;
-        if self.filling[usize::from(microbatch)].load(Ordering::Acquire) {
+        if self.send_slots.is_filling(microbatch) {
             return Err(MeshError::WouldBlock(microbatch));
         }
         self.seat(microbatch)?.take();
@@ -372,9 +370,6 @@ impl Driver for AttentionDriver {
         self.mesh.poll()?;
         for microbatch in 0..self.flights.len() {
             turn = turn.max(self.tend(microbatch as u16));
-        }
-        if let Some(outbox) = self.mesh.member.outbox.as_ref().filter(|_| self.shared.outbox.get().is_none()) {
-            let _ = self.shared.outbox.set(outbox.clone());
         }
         let unlinked = self.mesh.unlinked();
         let unlinked = unlinked.map_or(LINKED, |rank| rank.map_or(NOT_ADMITTED, |rank| rank as u32));

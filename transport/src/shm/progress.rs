@@ -18,6 +18,10 @@ const CLOCK_POLLS: u32 = 64;
 /// How many polls pass between two looks at the sockets while a hello is under way.
 const HELLO_POLLS: u32 = 8;
 const _: () = assert!(CLOCK_POLLS.is_multiple_of(HELLO_POLLS));
+/// How often a wait that spins looks at the rings between two looks at the clock, which takes longer.
+const LOOKS: u32 = 16;
+/// Pauses between two looks: each takes the line away that the peer is about to write.
+const PAUSES: u32 = 2;
 /// How long a wait sleeps before it looks at the sockets.
 const SLICE: Duration = Duration::from_millis(25);
 /// The same while something is expected that rings no bell: a step of a hello, or room in a full lane.
@@ -225,11 +229,14 @@ impl ShmEndpoint {
             return Ok(());
         }
         let start = Instant::now();
-        while start.elapsed() < self.options.spin.min(timeout) {
-            if self.bell.take_wake() || self.has_work() || self.schedule.is_due() {
-                return Ok(());
+        let spin = self.options.spin.min(timeout);
+        while !spin.is_zero() && start.elapsed() < spin {
+            for _ in 0..LOOKS {
+                if self.bell.take_wake() || self.has_work() || self.schedule.is_due() {
+                    return Ok(());
+                }
+                (0..PAUSES).for_each(|_| std::hint::spin_loop());
             }
-            std::hint::spin_loop();
         }
         let blocked = self.take_blocked();
         let slice = if self.schedule.hello || blocked { SHORT_SLICE } else { SLICE };

@@ -193,9 +193,7 @@ impl AttentionMesh {
         if !self.tickets.is_free(microbatch) {
             return Err(MeshError::WouldBlock(microbatch));
         }
-        let buffer = self.slots.claim(microbatch)?;
-        self.member.links.iter().flatten().for_each(|link| link.expect_send(microbatch));
-        Ok(buffer)
+        self.slots.claim(microbatch)
     }
 
     /// Where a request part of a microbatch is produced, for work that is captured ahead ([`crate::AttentionStep`]).

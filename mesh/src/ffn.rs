@@ -338,7 +338,6 @@ impl FfnMesh {
                 && let idle = idle.filter(|segment| Arc::ptr_eq(&segment.0.in_use, &link.in_use))
                 && let Some(mut segment) = idle.or_else(|| self.segment(link, released.slot, rank))
             {
-                link.expect_send(released.slot);
                 segment.0.header.copy_from(link.landed(released.slot));
                 (segment.0.received_ns, segment.0.handed_out_ns) = (received_ns, now_ns);
                 segments.push(segment);

@@ -138,15 +138,6 @@ impl Link {
         &self.landed[usize::from(slot)]
     }
 
-    /// A transfer of the slot will be sent soon: fetches where its header goes, if it is about as long as the last one's.
-    #[inline]
-    pub(crate) fn expect_send(&self, slot: u16) {
-        let headers = self.peer_headers.as_ref().and_then(|headers| headers.mapped.as_ref());
-        if let (Some(headers), Some(outgoing)) = (headers, self.outgoing.get(usize::from(slot))) {
-            headers.expect_write(usize::from(slot) * HEADER_MAX_BYTES, outgoing.header_bytes);
-        }
-    }
-
     /// Readies the header's slot's next transfer and posts as much as the lanes take; the rest goes out in [`Link::flush`].
     pub(crate) fn send(
         &mut self,

@@ -6,9 +6,6 @@ use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
-#[cfg(target_arch = "x86_64")]
-const CACHE_LINE: usize = 64;
-
 /// What peers may be granted on a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
@@ -108,25 +105,6 @@ impl Region {
         let is_inside = !self.on_device && offset <= self.len && len <= self.len - offset;
         // SAFETY: the offset was just checked to lie in the allocation, or one past its end.
         is_inside.then(|| unsafe { self.base.add(offset) })
-    }
-
-    /// Has this core own the cache lines of a range that it will soon write and that others have read last: what the write
-    /// would wait for otherwise. Changes no byte, and does nothing for a range that is not there.
-    #[inline]
-    pub fn expect_write(&self, offset: usize, len: usize) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(first) = self.find(offset, len) {
-            for line in (0..len).step_by(CACHE_LINE) {
-                // SAFETY: a hint, which no address can make fault; x86-64 processors without it do nothing.
-                unsafe {
-                    std::arch::asm!(
-                        "prefetchw [{}]",
-                        in(reg) first.as_ptr().wrapping_add(line),
-                        options(nostack, preserves_flags)
-                    );
-                }
-            }
-        }
     }
 
     fn check_writable(&self) -> Result<(), TransportError> {

@@ -15,6 +15,7 @@
 //! clock, scripted faults). They pass one conformance suite, [`testing`], which a provider of your own can run too.
 
 mod clock;
+mod copy;
 mod endpoint;
 mod error;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub mod testing;
 pub mod verbs;
 
 pub use clock::Clock;
+pub use copy::copy_for_peer;
 pub use endpoint::{
     Completion, Descriptor, Device, DeviceOptions, Disconnect, Endpoint, LinkId, LinkSecret, LinkSpec, Op, Properties,
     Provider, Remote, Side, Source, Target, Wake, Waker, Work, WorkError,

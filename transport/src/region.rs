@@ -1,5 +1,6 @@
 //! Registered memory: what can be sent from, granted to a peer, and mapped from a peer.
 
+use crate::copy::copy_for_peer;
 use crate::{LinkId, Memory, PostError, Provider, TransportError};
 use std::fmt;
 use std::ops::Range;
@@ -131,13 +132,13 @@ impl Region {
         Ok(())
     }
 
-    /// Copies `bytes` in, at `offset`.
+    /// Copies `bytes` in, at `offset`: as [`copy_for_peer`] does.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), TransportError> {
         let target = self.at(offset..offset.saturating_add(bytes.len()))?;
         self.check_writable()?;
         // SAFETY: the target range is inside the region and writable by `Memory`'s contract; `bytes` may only overlap
-        // it if the caller holds a slice into the region, which `copy` allows.
-        unsafe { ptr::copy(bytes.as_ptr(), target.as_ptr(), bytes.len()) };
+        // it if the caller holds a slice into the region, which is allowed.
+        unsafe { copy_for_peer(bytes.as_ptr(), target.as_ptr(), bytes.len()) };
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use stepmesh_mesh::{MeshError, Request, SendBuffer as Buffer, SlotLayout, Ticket as MeshTicket};
 use stepmesh_proto::Dtype;
 use stepmesh_proto::control::BarrierGroup;
-use stepmesh_transport::Waker;
+use stepmesh_transport::{Waker, copy_for_peer};
 
 /// The group that a barrier's name stands for.
 pub(crate) fn barrier_group(name: &str) -> Result<BarrierGroup, Failure> {
@@ -128,7 +128,8 @@ impl SendBuffer {
         let to = to.get_mut(..bytes.len()).ok_or_else(|| {
             Failure::Invalid(format!("tensor: {} bytes do not fit part {part} of {room} bytes", bytes.len()))
         })?;
-        to.copy_from_slice(bytes);
+        // SAFETY: two slices of one length.
+        unsafe { copy_for_peer(bytes.as_ptr(), to.as_mut_ptr(), to.len()) };
         let rows = from.shape().first().copied().unwrap_or(1);
         let row_bytes = from.shape().iter().skip(1).product::<usize>() * from.dtype.bytes();
         Ok(Part(stepmesh_proto::Part {

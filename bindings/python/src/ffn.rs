@@ -17,6 +17,7 @@ use std::time::Duration;
 use stepmesh_mesh::{Batch as MeshBatch, MeshError, Policy, Segment as MeshSegment, SlotLayout};
 use stepmesh_proto::Dtype;
 use stepmesh_transport::Waker;
+use stepmesh_transport::copy_for_peer;
 
 /// Joins and starts a progress thread if one is asked for.
 pub(crate) fn join(py: Python<'_>, options: Options, layout: Option<SlotLayout>) -> Result<(Ffn, Waker), Failure> {
@@ -172,7 +173,8 @@ impl Segment {
             let to = to.get_mut(..bytes.len()).ok_or_else(|| {
                 Failure::Invalid(format!("tensor: {} bytes do not fit part {part} of {room} bytes", bytes.len()))
             })?;
-            to.copy_from_slice(bytes);
+            // SAFETY: two slices of one length.
+            unsafe { copy_for_peer(bytes.as_ptr(), to.as_mut_ptr(), to.len()) };
             let rows = from.shape().first().copied().unwrap_or(1) as u32;
             let row_bytes = (from.shape().iter().skip(1).product::<usize>() * from.dtype.bytes()) as u32;
             Ok(Part(stepmesh_proto::Part { key, dtype: from.dtype, rows, row_bytes, offset: 0 }))

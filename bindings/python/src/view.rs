@@ -87,15 +87,18 @@ impl View {
 /// Looks at a tensor, which `name` names in errors.
 pub(crate) fn view(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> String) -> Result<View, Failure> {
     let py = object.py();
-    if let Some(torch) = Torch::get(py)?
+    if let Some(torch) = Torch::known(py)
         && torch.is_tensor(object)?
     {
         return torch.view(object, name);
     }
-    match buffer(object, writable, name)? {
-        Some(view) => Ok(view),
-        None if object.hasattr(intern!(py, "__dlpack__"))? => from_dlpack(object, writable, name),
-        None => match from_interface(object, writable, name)? {
+    if let Some(view) = buffer(object, writable, name)? {
+        return Ok(view);
+    }
+    match Torch::get(py)? {
+        Some(torch) if torch.is_tensor(object)? => torch.view(object, name),
+        _ if object.hasattr(intern!(py, "__dlpack__"))? => from_dlpack(object, writable, name),
+        _ => match from_interface(object, writable, name)? {
             Some(view) => Ok(view),
             None => Err(Failure::Type(format!(
                 "{}: {} is no tensor: neither PyTorch's, nor a buffer, nor DLPack's",
@@ -335,9 +338,16 @@ struct Torch {
     dtypes: Vec<(Py<PyAny>, Dtype)>,
 }
 
+static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
+
 impl Torch {
+    /// As it was found by [`Torch::get`].
+    fn known(py: Python<'_>) -> Option<&Self> {
+        TORCH.get(py)
+    }
+
+    /// Looks for it among what the program has imported, which takes a microsecond where it has not.
     fn get(py: Python<'_>) -> PyResult<Option<&Self>> {
-        static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
         if let Some(torch) = TORCH.get(py) {
             return Ok(Some(torch));
         }

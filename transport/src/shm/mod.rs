@@ -14,7 +14,6 @@
 //! Everything lives in sealed memfds and abstract sockets: a process that dies leaves nothing behind.
 
 mod connection;
-mod copy;
 mod dial;
 mod doorbell;
 mod endpoint;
@@ -50,7 +49,7 @@ const MAX_INLINE: usize = 256;
 
 /// Opens the provider.
 pub fn open(options: &DeviceOptions) -> Result<Arc<dyn Device>, TransportError> {
-    copy::prepare();
+    crate::copy::prepare();
     Ok(Arc::new(ShmDevice { options: options.clone() }))
 }
 

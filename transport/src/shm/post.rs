@@ -2,8 +2,8 @@
 
 use super::MAX_INLINE;
 use super::connection::Connection;
-use super::copy::copy;
 use super::ring::{CAPACITY, Nonsense};
+use crate::copy::copy_for_peer as copy;
 use crate::endpoint::check_fetch_add;
 use crate::{Access, Completion, LinkId, Op, PostError, Provider, Remote, Source, Target, Work, WorkError};
 use std::collections::VecDeque;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_embed::{Entry, List, Stamp};
 use stepmesh_mesh::{Policy, Segment};
+use stepmesh_transport::copy_for_peer;
 
 /// Shapes of one key whose tensors are kept.
 const SHAPES: usize = 8;
@@ -366,7 +367,7 @@ impl Server {
                 if to.as_ptr() as usize != view.address && !to.is_empty() {
                     // SAFETY: both are valid for the bytes; they may overlap only where the program answers out of
                     // another place of the slot, which `copy` allows.
-                    unsafe { std::ptr::copy(view.address as *const u8, to.as_mut_ptr(), *bytes) };
+                    unsafe { copy_for_peer(view.address as *const u8, to.as_mut_ptr(), *bytes) };
                     stamp.copied_bytes += *bytes as u64;
                 }
                 let entry = Entry::new(pull.key, pull.dtype, shape);

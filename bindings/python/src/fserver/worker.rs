@@ -17,6 +17,7 @@ use std::time::Duration;
 use stepmesh_embed::{Entry, List, Request};
 use stepmesh_mesh::SendBuffer;
 use stepmesh_proto::Dtype;
+use stepmesh_transport::copy_for_peer;
 
 /// What a key stands for: the element type and the size of a row. The number of rows may vary.
 type Meaning = (Dtype, usize);
@@ -124,7 +125,7 @@ impl Worker {
                 if to.as_ptr() as usize != push.address {
                     // SAFETY: both are valid for their bytes; they may overlap only where the program pushes out of
                     // another place of the slot, which `copy` allows.
-                    unsafe { std::ptr::copy(push.address as *const u8, to.as_mut_ptr(), push.bytes) };
+                    unsafe { copy_for_peer(push.address as *const u8, to.as_mut_ptr(), push.bytes) };
                     copied_bytes += push.bytes as u64;
                 }
             }

@@ -1,19 +1,20 @@
 //! The one place where payload bytes move, and the choice of how.
 //!
-//! Where the target's lines are in this core's caches, plain stores are fastest. Where they are not, because the peer has
-//! read the last transfer to the same place, plain stores fetch every line before they overwrite it, and non-temporal
-//! stores are about three times as fast. Which it is cannot be known beforehand, so a large copy begins plainly and looks
-//! at the clock: what was slower than non-temporal stores are on this machine goes on with those. `rep movsb` never won;
+//! Where the target's lines are in this core's caches, or in one that it shares with the peer's core, plain stores are
+//! fastest. Where they are not, because the peer has read the last transfer to the same place and sits apart, plain stores
+//! fetch every line before they overwrite it, and non-temporal stores are up to three times as fast. Which it is cannot be
+//! known beforehand, so a large copy begins plainly and looks at the clock: what was slower than non-temporal stores are on
+//! this machine goes on with those. A smaller one goes by how the thread's last fared. `rep movsb` never won;
 //! `docs/benchmarks.md` has the figures.
 
 use std::ptr;
 
-/// Copies `len` bytes. Bytes that were produced in place (`source == target`) are not touched.
+/// Copies `len` bytes to where a peer will read them. Bytes that were produced in place (`source == target`) are not touched.
 ///
 /// # Safety
 /// `source..source + len` must be readable and `target..target + len` writable; they may overlap.
 #[inline]
-pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
+pub unsafe fn copy_for_peer(source: *const u8, target: *mut u8, len: usize) {
     if ptr::eq(source, target) {
         return;
     }
@@ -40,31 +41,76 @@ mod streaming {
     use std::arch::x86_64::{
         __m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _rdtsc,
     };
+    use std::cell::Cell;
     use std::ptr;
     use std::sync::OnceLock;
 
     /// Bytes that are copied plainly to see how that goes: more than the store buffer and the prefetchers' start hide.
     const PROBE: usize = 16 << 10;
-    /// Smaller copies are plain.
-    pub(super) const SMALLEST: usize = 4 * PROBE;
+    /// Copies of so many bytes begin plainly; smaller ones are of one kind.
+    const LARGE: usize = 4 * PROBE;
+    /// Smaller copies are always plain.
+    pub(super) const SMALLEST: usize = 4 << 10;
+    /// Smaller copies that go one way before plain stores are tried again.
+    const HABIT: u32 = 32;
+    /// What takes so many times as long as it should was interrupted, and says nothing.
+    const INTERRUPTED: u64 = 16;
     /// Bytes of a step: a cache line.
     const LINE: usize = 64;
     /// How far ahead of the step the source is fetched.
     const AHEAD: usize = 16 * LINE;
 
-    /// Copies plainly at first, and then in the way that is faster here.
+    /// Copies in the way that is faster here.
     ///
     /// # Safety
-    /// As for `ptr::copy_nonoverlapping`; at least [`PROBE`] bytes.
+    /// As for `ptr::copy_nonoverlapping`; at least [`SMALLEST`] bytes.
     pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
-        let limit = limit_ticks();
+        let habit = LEFT.get();
         // SAFETY: the caller's contract, for the first bytes and then for the others.
         unsafe {
+            if len >= LARGE {
+                let rest = (source.add(PROBE), target.add(PROBE), len - PROBE);
+                match timed(source, target, PROBE) {
+                    Fared::Slowly => stream(rest.0, rest.1, rest.2),
+                    Fared::Well | Fared::Interrupted => ptr::copy_nonoverlapping(rest.0, rest.1, rest.2),
+                }
+            } else if habit > 0 {
+                LEFT.set(habit - 1);
+                stream(source, target, len);
+            } else if timed(source, target, len) == Fared::Slowly {
+                LEFT.set(HABIT);
+            }
+        }
+    }
+
+    thread_local! {
+        /// Smaller copies of this thread that will go past the caches.
+        static LEFT: Cell<u32> = const { Cell::new(0) };
+    }
+
+    #[derive(PartialEq)]
+    enum Fared {
+        Well,
+        Slowly,
+        Interrupted,
+    }
+
+    /// Copies plainly, and says how that went.
+    ///
+    /// # Safety
+    /// As for `ptr::copy_nonoverlapping`.
+    unsafe fn timed(source: *const u8, target: *mut u8, len: usize) -> Fared {
+        let limit = limit_ticks() * len as u64 / PROBE as u64;
+        // SAFETY: the caller's contract; the counter is always there.
+        let took = unsafe {
             let before = _rdtsc();
-            ptr::copy_nonoverlapping(source, target, PROBE);
-            let took = _rdtsc().wrapping_sub(before);
-            let (source, target, len) = (source.add(PROBE), target.add(PROBE), len - PROBE);
-            if took > limit { stream(source, target, len) } else { ptr::copy_nonoverlapping(source, target, len) }
+            ptr::copy_nonoverlapping(source, target, len);
+            _rdtsc().wrapping_sub(before)
+        };
+        match took {
+            _ if took <= limit => Fared::Well,
+            _ if took > limit.saturating_mul(INTERRUPTED) => Fared::Interrupted,
+            _ => Fared::Slowly,
         }
     }
 
@@ -134,18 +180,21 @@ mod streaming {
         #[test]
         fn both_ways_copy_the_same() {
             let source: Vec<u8> = (0..100_000u32).map(|i| (i * 31 + i / 256) as u8).collect();
-            for len in [SMALLEST, SMALLEST + 1, 70_001, 100_000] {
-                let mut target = vec![0; len];
-                // SAFETY: both vectors have so many bytes.
-                unsafe { copy(source.as_ptr(), target.as_mut_ptr(), len) };
-                assert_eq!(target, source[..len]);
+            for len in [SMALLEST, SMALLEST + 1, LARGE - 1, LARGE, 70_001, 100_000] {
+                for habit in [0, 1] {
+                    LEFT.set(habit);
+                    let mut target = vec![0; len];
+                    // SAFETY: both vectors have so many bytes.
+                    unsafe { copy(source.as_ptr(), target.as_mut_ptr(), len) };
+                    assert_eq!(target, source[..len]);
+                }
             }
         }
     }
 }
 
 /// Learns what this machine is good at, so that no transfer has to.
-pub(super) fn prepare() {
+pub(crate) fn prepare() {
     #[cfg(target_arch = "x86_64")]
     streaming::limit_ticks();
 }

@@ -93,6 +93,9 @@ pub struct DeviceOptions {
     /// The GPU that payloads are to be reachable by, as the CUDA driver counts those that are visible: see
     /// [`crate::cuda::beside`].
     pub gpu: Option<u32>,
+    /// With `gpu`: payloads stay in host memory, which is pinned for it, whatever the provider: see
+    /// [`crate::cuda::beside_pinned`].
+    pub gpu_staging: bool,
 }
 
 impl Default for DeviceOptions {
@@ -105,6 +108,7 @@ impl Default for DeviceOptions {
             busy_poll: Duration::ZERO,
             verbs: VerbsOptions::default(),
             gpu: None,
+            gpu_staging: false,
         }
     }
 }

@@ -58,6 +58,7 @@ pub fn open(provider: Provider, options: &DeviceOptions) -> Result<Arc<dyn Devic
         }),
     }?;
     Ok(match options.gpu {
+        Some(index) if options.gpu_staging => cuda::beside_pinned(&cuda::Context::open(index)?, device),
         Some(index) => cuda::beside(&cuda::Context::open(index)?, device),
         None => device,
     })

@@ -42,7 +42,7 @@ pub(crate) struct Options {
     gid_index: Option<u8>,
     traffic_class: u8,
     service_level: u8,
-    gpu: Option<u32>,
+    pub(crate) gpu: Option<u32>,
     spin_us: u64,
     progress: String,
     cpu: Option<usize>,
@@ -64,6 +64,8 @@ impl Options {
         let specs = |specs: Vec<Spec>| {
             specs.into_iter().map(|Spec { row_bytes, max_rows }| PartSpec { row_bytes, max_rows }).collect()
         };
+        // Those of fserver_lib, which have tables that the CPU writes and reads.
+        let in_host_memory = layout.is_some();
         let layout = match (layout, self.layout) {
             (Some(layout), _) => layout,
             (None, Some(given)) => SlotLayout::new(given.microbatches, specs(given.request), specs(given.reply))
@@ -88,7 +90,7 @@ impl Options {
             device.address =
                 address.parse().map_err(|_| invalid("address", format!("`{address}` is no IP address")))?;
         }
-        device.gpu = self.gpu;
+        (device.gpu, device.gpu_staging) = (self.gpu, in_host_memory);
         device.verbs.devices = self.devices;
         device.verbs.gid_index = self.gid_index;
         device.verbs.traffic_class = self.traffic_class;

@@ -207,7 +207,7 @@ impl Tensor {
 
 /// DLPack's numbers.
 pub(crate) const CPU: i32 = 1;
-const CUDA: i32 = 2;
+pub(crate) const CUDA: i32 = 2;
 const READ_ONLY: u64 = 1;
 pub(crate) const LEGACY: &CStr = c"dltensor";
 pub(crate) const VERSIONED: &CStr = c"dltensor_versioned";

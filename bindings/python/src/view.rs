@@ -3,7 +3,7 @@
 
 use crate::dtype;
 use crate::error::Failure;
-use crate::tensor::{CPU, DlManaged, DlTensor, LEGACY};
+use crate::tensor::{CPU, CUDA, DlManaged, DlTensor, LEGACY};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -38,7 +38,7 @@ unsafe extern "C" {
 
 /// What keeps the bytes where they are. To be dropped with the interpreter's lock in hand.
 enum Hold {
-    Object { _object: Py<PyAny> },
+    Object { object: Py<PyAny> },
     Buffer(Box<RawBuffer>),
 }
 
@@ -56,14 +56,16 @@ impl Drop for Hold {
     }
 }
 
-/// A tensor of the caller's, contiguous, on the CPU.
+/// A tensor of the caller's, contiguous.
 pub(crate) struct View {
     pub(crate) address: usize,
+    /// The GPU that it is on; none for host memory.
+    pub(crate) gpu: Option<u32>,
     pub(crate) bytes: usize,
     pub(crate) dtype: Dtype,
     shape: [usize; MAX_DIMENSIONS],
     dimensions: usize,
-    _hold: Hold,
+    hold: Hold,
 }
 
 impl View {
@@ -71,10 +73,18 @@ impl View {
         &self.shape[..self.dimensions]
     }
 
+    /// What keeps a GPU's memory for as long as copies of it are under way.
+    pub(crate) fn keeper(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        match &self.hold {
+            Hold::Object { object } => Some(object.clone_ref(py)),
+            Hold::Buffer(_) => None,
+        }
+    }
+
     /// Its bytes.
     ///
     /// # Safety
-    /// Nobody may write there meanwhile.
+    /// It is host memory, and nobody may write there meanwhile.
     pub(crate) unsafe fn as_slice(&self) -> &[u8] {
         if self.bytes == 0 {
             return &[];
@@ -84,8 +94,34 @@ impl View {
     }
 }
 
-/// Looks at a tensor, which `name` names in errors.
+/// Looks at a tensor in host memory, which `name` names in errors.
 pub(crate) fn view(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> String) -> Result<View, Failure> {
+    view_near(object, writable, None, name)
+}
+
+/// The same, also for one that is on `gpu`.
+pub(crate) fn view_near(
+    object: &Bound<'_, PyAny>,
+    writable: bool,
+    gpu: Option<u32>,
+    name: &dyn Fn() -> String,
+) -> Result<View, Failure> {
+    let view = view_anywhere(object, writable, name)?;
+    match (view.gpu, gpu) {
+        (None, _) => Ok(view),
+        (Some(found), Some(wanted)) if found == wanted => Ok(view),
+        (Some(found), Some(wanted)) => {
+            Err(Failure::Device(format!("{}: it is on GPU {found}, and this process is at GPU {wanted}", name())))
+        }
+        (Some(found), None) => Err(Failure::Device(format!(
+            "{}: it is on GPU {found}, and host memory is wanted: copy it to the CPU first, or have fserver_lib do it with \
+             STEPMESH_BAKCEND=GPU",
+            name()
+        ))),
+    }
+}
+
+fn view_anywhere(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> String) -> Result<View, Failure> {
     let py = object.py();
     if let Some(torch) = Torch::known(py)
         && torch.is_tensor(object)?
@@ -109,6 +145,16 @@ pub(crate) fn view(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() ->
     }
 }
 
+/// The GPU of a tensor that is on one, as far as it says so.
+fn gpu_of(object: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let py = object.py();
+    if !object.hasattr(intern!(py, "__dlpack_device__"))? {
+        return Ok(0);
+    }
+    let (_, index): (i32, u32) = object.call_method0(intern!(py, "__dlpack_device__"))?.extract()?;
+    Ok(index)
+}
+
 fn type_name(object: &Bound<'_, PyAny>) -> String {
     object.get_type().name().map_or_else(|_| "it".to_owned(), |name| name.to_string())
 }
@@ -130,7 +176,7 @@ fn freed(name: &dyn Fn() -> String) -> Failure {
 }
 
 fn build(
-    address: usize,
+    (address, gpu): (usize, Option<u32>),
     dtype: Dtype,
     sizes: impl ExactSizeIterator<Item = usize>,
     hold: Hold,
@@ -148,7 +194,7 @@ fn build(
     if address == 0 && bytes > 0 {
         return Err(freed(name));
     }
-    Ok(View { address, bytes, dtype, shape, dimensions, _hold: hold })
+    Ok(View { address, gpu, bytes, dtype, shape, dimensions, hold })
 }
 
 /// Whether strides, in `unit`s, are those of a contiguous tensor.
@@ -205,21 +251,28 @@ fn buffer(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> String) 
     let mut dimensions = [0; 64];
     let count = sizes.len().min(64);
     dimensions.iter_mut().zip(sizes).for_each(|(to, from)| *to = from);
-    build(address, dtype, dimensions[..count].iter().copied(), hold, name).map(Some)
+    build((address, None), dtype, dimensions[..count].iter().copied(), hold, name).map(Some)
 }
 
-/// NumPy's own description, for its element types that no buffer's format has (ml_dtypes' bfloat16).
+/// NumPy's own description, for its element types that no buffer's format has (ml_dtypes' bfloat16), and what follows it for a
+/// GPU's memory (CuPy, Numba).
 fn from_interface(
     object: &Bound<'_, PyAny>,
     writable: bool,
     name: &dyn Fn() -> String,
 ) -> Result<Option<View>, Failure> {
     let py = object.py();
-    let Ok(interface) = object.getattr(intern!(py, "__array_interface__")) else { return Ok(None) };
+    let (interface, gpu) = match object.getattr(intern!(py, "__cuda_array_interface__")) {
+        Ok(interface) => (interface, Some(gpu_of(object)?)),
+        Err(_) => match object.getattr(intern!(py, "__array_interface__")) {
+            Ok(interface) => (interface, None),
+            Err(_) => return Ok(None),
+        },
+    };
     let interface = interface.cast_into::<PyDict>().map_err(PyErr::from)?;
     let item = |key: &str| {
         let item = interface.get_item(key)?;
-        item.ok_or_else(|| Failure::Type(format!("{}: its __array_interface__ has no {key}", name())))
+        item.ok_or_else(|| Failure::Type(format!("{}: its array interface has no {key}", name())))
     };
     let (address, readonly): (usize, bool) = item("data")?.extract()?;
     if writable && readonly {
@@ -237,18 +290,18 @@ fn from_interface(
             return Err(contiguous(name));
         }
     }
-    let hold = Hold::Object { _object: object.clone().unbind() };
-    build(address, dtype, shape.into_iter(), hold, name).map(Some)
+    let hold = Hold::Object { object: object.clone().unbind() };
+    build((address, gpu), dtype, shape.into_iter(), hold, name).map(Some)
 }
 
 fn from_dlpack(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> String) -> Result<View, Failure> {
     let py = object.py();
     let device: (i32, i32) = object.call_method0(intern!(py, "__dlpack_device__"))?.extract()?;
     if device.0 != CPU {
-        return Err(Failure::Device(format!(
-            "{}: it is on DLPack device {device:?}, and this build moves host memory: copy it to the CPU first",
-            name()
-        )));
+        let described = (device.0 == CUDA).then(|| from_interface(object, writable, name)).transpose()?.flatten();
+        return described.ok_or_else(|| {
+            Failure::Device(format!("{}: it is on DLPack device {device:?}: copy it to the CPU first", name()))
+        });
     }
     // Some, like NumPy's bfloat16, have the method and refuse.
     let capsule = match object.call_method0(intern!(py, "__dlpack__")) {
@@ -276,7 +329,7 @@ fn from_dlpack(object: &Bound<'_, PyAny>, writable: bool, name: &dyn Fn() -> Str
     let dtype = dtype.ok_or_else(|| no_dtype(name, &format!("{}:{}", kind.code, kind.bits)))?;
     let address = tensor.data as usize + tensor.byte_offset as usize;
     let sizes: Vec<usize> = shape.iter().map(|&size| size as usize).collect();
-    build(address, dtype, sizes.into_iter(), Hold::Object { _object: capsule.unbind() }, name)
+    build((address, None), dtype, sizes.into_iter(), Hold::Object { object: capsule.unbind() }, name)
 }
 
 /// The beginning of `DLPackExchangeAPI` of dlpack.h, up to what is used: functions that need no call of Python's.
@@ -320,15 +373,20 @@ fn described(exchange: TensorFromObject, object: &Bound<'_, PyAny>) -> Option<Vi
     let count = usize::try_from(tensor.dimensions).ok().filter(|&count| count <= MAX_DIMENSIONS)?;
     // SAFETY: valid as long as the object is not changed, which is longer than this; an i64 is an isize.
     let (shape, strides) = unsafe { (slice(tensor.shape.cast(), count), slice(tensor.strides.cast(), count)) };
-    if tensor.device.0 != CPU || !(tensor.strides.is_null() || is_contiguous(shape, strides, 1)) {
+    let gpu = match tensor.device {
+        (CPU, _) => None,
+        (CUDA, index) => Some(u32::try_from(index).ok()?),
+        _ => return None,
+    };
+    if !(tensor.strides.is_null() || is_contiguous(shape, strides, 1)) {
         return None;
     }
     let dtype = dtype::from_dlpack(tensor.dtype.code, tensor.dtype.bits).filter(|_| tensor.dtype.lanes == 1)?;
     let address = tensor.data as usize + tensor.byte_offset as usize;
     let mut sizes = [0; MAX_DIMENSIONS];
     sizes.iter_mut().zip(shape).for_each(|(to, from)| *to = *from as usize);
-    let hold = Hold::Object { _object: object.clone().unbind() };
-    build(address, dtype, sizes[..count].iter().copied(), hold, &String::new).ok()
+    let hold = Hold::Object { object: object.clone().unbind() };
+    build((address, gpu), dtype, sizes[..count].iter().copied(), hold, &String::new).ok()
 }
 
 /// PyTorch, if the program has imported it.
@@ -383,13 +441,14 @@ impl Torch {
 
     fn view_by_attributes(&self, object: &Bound<'_, PyAny>, name: &dyn Fn() -> String) -> Result<View, Failure> {
         let py = object.py();
-        if !object.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
+        let gpu = if object.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
+            None
+        } else if object.getattr(intern!(py, "is_cuda"))?.is_truthy()? {
+            Some(object.call_method0(intern!(py, "get_device"))?.extract()?)
+        } else {
             let device = object.getattr(intern!(py, "device"))?;
-            return Err(Failure::Device(format!(
-                "{}: the tensor is on {device}, and this build moves host memory: call cpu() first",
-                name()
-            )));
-        }
+            return Err(Failure::Device(format!("{}: the tensor is on {device}: call cpu() first", name())));
+        };
         if !object.call_method0(intern!(py, "is_contiguous"))?.is_truthy()? {
             return Err(contiguous(name));
         }
@@ -405,7 +464,7 @@ impl Torch {
         for (index, size) in sizes.iter_mut().enumerate().take(shape.len()) {
             *size = shape.get_item(index)?.extract()?;
         }
-        let hold = Hold::Object { _object: object.clone().unbind() };
-        build(address, dtype, sizes[..shape.len()].iter().copied(), hold, name)
+        let hold = Hold::Object { object: object.clone().unbind() };
+        build((address, gpu), dtype, sizes[..shape.len()].iter().copied(), hold, name)
     }
 }

@@ -143,6 +143,19 @@ impl Stream {
         self.context.call("cuMemcpyAsync", copy)
     }
 
+    /// As [`Stream::copy`], between addresses of an engine's tensors and of pinned memory; nothing is kept.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    ///
+    /// # Safety
+    /// Both are `len` bytes of the GPU's or of pinned memory, valid until the copy is over, and nobody else uses the target
+    /// meanwhile.
+    pub unsafe fn copy_between(&self, from: CUdeviceptr, to: CUdeviceptr, len: usize) -> Result<(), CudaError> {
+        // SAFETY: by the contract.
+        self.context.call("cuMemcpyAsync", || unsafe { sys::cuMemcpyAsync(to, from, len, self.raw) })
+    }
+
     fn is_pinned(&self, span: &Span) -> Result<bool, CudaError> {
         let mut kind = 0_u32;
         let (to, attribute) = ((&raw mut kind).cast(), CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);

@@ -1,5 +1,6 @@
 //! The requests of a worker: on their way, a slot each, and over, until they are waited for.
 
+use super::copies::{Copies, Piece, rest};
 use super::{now_ns, parts};
 use crate::error::Failure;
 use crate::member::{Attention, Landed};
@@ -19,13 +20,28 @@ pub(super) type Stamps = [u64; 8];
 
 /// A request that is on its way.
 pub(super) struct Flight {
-    pub(super) ticket: Ticket,
+    pub(super) stage: Stage,
+    pub(super) trip: Trip,
+}
+
+/// What stays the same about it.
+pub(super) struct Trip {
     pub(super) handlers: u64,
-    pub(super) pushes: usize,
+    pub(super) pushes: Vec<View>,
     pub(super) pulls: Vec<View>,
     pub(super) requested_ns: u64,
     pub(super) posted_ns: u64,
     pub(super) copied_bytes: u64,
+}
+
+/// How far a request has come. A GPU's tensors take time to be copied, at both ends.
+pub(super) enum Stage {
+    /// The tensors are being copied to the slot.
+    Filling(SendBuffer, Request, usize),
+    /// The servers have it.
+    UnderWay(Ticket),
+    /// The replies are being copied to the tensors that wait for them.
+    Emptying(Finished),
 }
 
 /// A request that is over.
@@ -39,8 +55,24 @@ pub(super) struct Finished {
     pub(super) outcome: Option<Result<(), Failure>>,
 }
 
+impl Finished {
+    /// What is known of a request before its replies.
+    fn of(trip: &Trip) -> Self {
+        Self {
+            handlers: trip.handlers,
+            pushes: trip.pushes.len(),
+            pulls: trip.pulls.len(),
+            stamps: Vec::new(),
+            copied_bytes: trip.copied_bytes,
+            outcome: None,
+        }
+    }
+}
+
 pub(super) struct Flights {
     pub(super) attention: Attention,
+    /// Where tensors may be on a GPU; a gate for each slot.
+    pub(super) copies: Option<Copies>,
     /// By slot.
     pub(super) flights: Vec<Option<(u64, Flight)>>,
     pub(super) finished: BTreeMap<u64, Finished>,
@@ -56,52 +88,101 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    /// Takes up what has come back: copies it to where it is waited for.
-    pub(super) fn land(&mut self) {
+    /// Takes every request as far as it will go.
+    pub(super) fn advance(&mut self) {
         for slot in 0..self.flights.len() {
-            let Some((_, flight)) = &self.flights[slot] else { continue };
-            if !self.attention.is_over(flight.ticket) {
-                continue;
-            }
-            let Some((handler, flight)) = self.flights[slot].take() else { continue };
-            let received_ns = now_ns();
-            let mut finished = Finished {
-                handlers: flight.handlers,
-                pushes: flight.pushes,
-                pulls: flight.pulls.len(),
-                stamps: Vec::new(),
-                copied_bytes: flight.copied_bytes,
-                outcome: None,
-            };
-            let landed = self.attention.take(flight.ticket).map_err(Failure::from);
-            let outcome = landed.and_then(|ranks| {
-                let share = flight.pulls.len() / ranks.len().max(1);
-                for (rank, landed) in ranks.iter().enumerate() {
-                    let reply = deliver(rank, landed, &flight.pulls[rank * share..(rank + 1) * share])?;
-                    let stamp = reply.stamp;
-                    finished.copied_bytes += stamp.copied_bytes;
-                    finished.copied_bytes +=
-                        reply.result.iter().flatten().map(|entry| u64::from(entry.bytes)).sum::<u64>();
-                    finished.stamps.push([
-                        flight.requested_ns,
-                        flight.posted_ns,
-                        stamp.received_ns,
-                        stamp.process_ns,
-                        stamp.respond_ns,
-                        stamp.posted_ns,
-                        received_ns,
-                        now_ns(),
-                    ]);
-                }
-                Ok(())
-            });
-            finished.outcome = Some(outcome);
-            self.let_go.extend(flight.pulls);
-            self.finished.insert(handler, finished);
-            if self.finished.len() > UNCLAIMED {
-                self.finished.pop_first();
+            if let Some((handler, flight)) = self.flights[slot].take() {
+                self.flights[slot] = self.step(slot, handler, flight).map(|flight| (handler, flight));
             }
         }
+    }
+
+    /// Takes one of them on; none once it is over.
+    fn step(&mut self, slot: usize, handler: u64, flight: Flight) -> Option<Flight> {
+        let Flight { stage, mut trip } = flight;
+        let stage = match stage {
+            Stage::Filling(..) | Stage::Emptying(_) if !self.is_copied(slot) => stage,
+            Stage::UnderWay(ticket) if !self.attention.is_over(ticket) => stage,
+            Stage::Filling(buffer, request, bytes) => {
+                trip.posted_ns = now_ns();
+                match self.send(buffer, &request, bytes) {
+                    Ok(ticket) => Stage::UnderWay(ticket),
+                    Err(error) => {
+                        let finished = Finished { outcome: Some(Err(error)), ..Finished::of(&trip) };
+                        self.finish(handler, trip, finished);
+                        return None;
+                    }
+                }
+            }
+            Stage::UnderWay(ticket) => match self.land(slot, ticket, &trip) {
+                (finished, true) => Stage::Emptying(finished),
+                (finished, false) => {
+                    self.finish(handler, trip, finished);
+                    return None;
+                }
+            },
+            Stage::Emptying(finished) => {
+                self.finish(handler, trip, finished);
+                return None;
+            }
+        };
+        Some(Flight { stage, trip })
+    }
+
+    fn is_copied(&self, slot: usize) -> bool {
+        self.copies.as_ref().is_none_or(|copies| copies.take(slot))
+    }
+
+    /// Takes up what has come back, and has it copied to where it is waited for; whether that goes on.
+    fn land(&mut self, slot: usize, ticket: Ticket, trip: &Trip) -> (Finished, bool) {
+        let received_ns = now_ns();
+        let (mut finished, mut pieces) = (Finished::of(trip), Vec::new());
+        let landed = self.attention.take(ticket).map_err(Failure::from);
+        let outcome = landed.and_then(|ranks| {
+            let share = trip.pulls.len() / ranks.len().max(1);
+            for (rank, landed) in ranks.iter().enumerate() {
+                let reply = deliver(rank, landed, &trip.pulls[rank * share..(rank + 1) * share], &mut pieces)?;
+                let stamp = reply.stamp;
+                finished.copied_bytes += stamp.copied_bytes;
+                finished.copied_bytes += reply.result.iter().flatten().map(|entry| u64::from(entry.bytes)).sum::<u64>();
+                finished.stamps.push([
+                    trip.requested_ns,
+                    trip.posted_ns,
+                    stamp.received_ns,
+                    stamp.process_ns,
+                    stamp.respond_ns,
+                    stamp.posted_ns,
+                    received_ns,
+                    now_ns(),
+                ]);
+            }
+            match &mut self.copies {
+                // SAFETY: the pulls are the GPU's, held with the flight and not to be touched by the program; the slot is not used
+                // again before the flight is over.
+                Some(copies) if !pieces.is_empty() => unsafe { copies.start(None, slot, &pieces) },
+                _ => Ok(()),
+            }
+        });
+        let goes_on = outcome.is_ok() && !pieces.is_empty();
+        finished.outcome = Some(outcome);
+        (finished, goes_on)
+    }
+
+    fn finish(&mut self, handler: u64, trip: Trip, mut finished: Finished) {
+        // What the GPU has copied meanwhile is there now.
+        let now_ns = now_ns();
+        finished.stamps.iter_mut().filter(|_| self.copies.is_some()).for_each(|stamps| stamps[7] = now_ns);
+        self.let_go.extend(trip.pushes.into_iter().chain(trip.pulls));
+        self.finished.insert(handler, finished);
+        if self.finished.len() > UNCLAIMED {
+            self.finished.pop_first();
+        }
+    }
+
+    /// Whether copies of a GPU's tensors are under way.
+    fn is_copying(&self) -> bool {
+        let copies = |flight: &Flight| matches!(flight.stage, Stage::Filling(..) | Stage::Emptying(_));
+        self.copies.is_some() && self.flights.iter().flatten().any(|(_, flight)| copies(flight))
     }
 
     pub(super) fn is_outstanding(&self, handler: u64) -> bool {
@@ -132,8 +213,8 @@ impl Flights {
     }
 }
 
-/// Copies one server's tensors to where they are waited for.
-fn deliver(rank: usize, landed: &Landed, pulls: &[View]) -> Result<Reply, Failure> {
+/// Copies one server's tensors to where they are waited for; those of a GPU are left to its copy engines.
+fn deliver(rank: usize, landed: &Landed, pulls: &[View], pieces: &mut Vec<Piece>) -> Result<Reply, Failure> {
     let failed = |why: String| Failure::Peer(format!("FFN server {rank}: {why}"));
     let [(_, Some((table, at))), (_, Some((tensors, from)))] = &landed.parts[..] else {
         return Err(failed("a reply of another kind".to_owned()));
@@ -152,10 +233,14 @@ fn deliver(rank: usize, landed: &Landed, pulls: &[View]) -> Result<Reply, Failur
         if entry.bytes as usize > pull.bytes || entry.dtype != pull.dtype {
             return Err(failed(format!("key {}: {} bytes came for {}", entry.key, entry.bytes, pull.bytes)));
         }
-        if entry.bytes > 0 {
+        let bytes = entry.bytes as usize;
+        let place = from.start + entry.offset as usize;
+        if bytes > 0 && pull.gpu.is_some() {
+            pieces.push(Piece { from: tensors.at(place..place + bytes)?.as_ptr() as usize, to: pull.address, bytes });
+        } else if bytes > 0 {
             // SAFETY: writable and held until the request is over; the program gave it to be written to.
-            let to = unsafe { std::slice::from_raw_parts_mut(pull.address as *mut u8, entry.bytes as usize) };
-            tensors.read(from.start + entry.offset as usize, to)?;
+            let to = unsafe { std::slice::from_raw_parts_mut(pull.address as *mut u8, bytes) };
+            tensors.read(place, to)?;
         }
     }
     Ok(reply)
@@ -164,7 +249,7 @@ fn deliver(rank: usize, landed: &Landed, pulls: &[View]) -> Result<Reply, Failur
 impl Driven for Flights {
     fn poll(&mut self) -> Result<(), MeshError> {
         self.attention.poll()?;
-        self.land();
+        self.advance();
         Ok(())
     }
 
@@ -174,6 +259,10 @@ impl Driven for Flights {
     }
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        if self.is_copying() {
+            rest(deadline);
+            return Ok(());
+        }
         self.attention.sleep(deadline)
     }
 }

@@ -1,8 +1,10 @@
 //! The requests that have come to a server: in the order that each worker sent them, one of each at a time.
 
+use super::copies::{Copies, rest};
 use super::{now_ns, parts};
 use crate::error::Failure;
 use crate::member::Ffn;
+use pyo3::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 use stepmesh_embed::{Driven, Entry, Reply, Request, Stamp};
@@ -21,6 +23,17 @@ pub(super) struct Handed {
     pub(super) batch: Batch,
     pub(super) pulls: Vec<Entry>,
     pub(super) stamp: Stamp,
+}
+
+/// An answer whose tensors are being copied to its slot.
+pub(super) struct Leaving {
+    pub(super) gate: usize,
+    pub(super) batch: Batch,
+    pub(super) stamp: Stamp,
+    pub(super) entries: Vec<Entry>,
+    pub(super) bytes: usize,
+    /// The tensors.
+    pub(super) keepers: Vec<Py<PyAny>>,
 }
 
 /// A worker as the server knows it.
@@ -48,6 +61,11 @@ impl Peer {
 
 pub(super) struct Inbox {
     pub(super) ffn: Ffn,
+    /// Where tensors may be on a GPU; a gate for each worker's slots, and one more.
+    pub(super) copies: Option<Copies>,
+    pub(super) leaving: Vec<Leaving>,
+    /// Tensors that were copied; let go of with the interpreter's lock in hand.
+    pub(super) let_go: Vec<Py<PyAny>>,
     pub(super) peers: Vec<Peer>,
     pub(super) handed: HashMap<u64, Handed>,
     pub(super) next_handler: u64,
@@ -110,6 +128,17 @@ impl Inbox {
             Err(_) => segment.fail("too long a list"),
         }
         self.ffn.respond(batch)
+    }
+
+    /// Sends the answers whose tensors are in their slots by now.
+    fn send_off(&mut self) -> Result<(), MeshError> {
+        let Some(copies) = &self.copies else { return Ok(()) };
+        let ready: Vec<Leaving> = self.leaving.extract_if(.., |leaving| copies.take(leaving.gate)).collect();
+        for Leaving { batch, stamp, entries, bytes, keepers, .. } in ready {
+            self.let_go.extend(keepers);
+            self.answer(batch, stamp, Ok(entries), bytes)?;
+        }
+        Ok(())
     }
 
     pub(super) fn take_in(&mut self, event: &MeshEvent) {
@@ -194,7 +223,7 @@ impl Driven for Inbox {
         while let Some(batch) = self.ffn.try_next_batch(Policy::Any) {
             self.receive(batch)?;
         }
-        Ok(())
+        self.send_off()
     }
 
     fn settled(&mut self) -> u64 {
@@ -202,6 +231,10 @@ impl Driven for Inbox {
     }
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        if !self.leaving.is_empty() {
+            rest(deadline);
+            return Ok(());
+        }
         self.ffn.sleep(deadline)
     }
 }

@@ -4,6 +4,7 @@
 //! A request takes one microbatch's slot: part 0 is the table ([`stepmesh_embed::Request`]), part 1 the tensors. Replies
 //! are copied to the tensors that wait for them as soon as somebody polls, which frees the slot.
 
+mod copies;
 mod flags;
 mod flights;
 mod inbox;

@@ -1,7 +1,8 @@
 //! The FFN side: `get_batch` hands out one request of every worker, in the order that each sent them; `respond` answers
 //! one.
 
-use super::inbox::{Handed, Inbox, Incoming, Peer};
+use super::copies::{Copies, Piece};
+use super::inbox::{Handed, Inbox, Incoming, Leaving, Peer};
 use super::worker::{keys, tensors};
 use super::{layout, now_ns};
 use crate::attention::barrier_group;
@@ -9,7 +10,7 @@ use crate::error::Failure;
 use crate::options::Options;
 use crate::shared::{Shared, seconds};
 use crate::tensor::Tensor;
-use crate::view::{View, view};
+use crate::view::{View, view_near};
 use crate::{dtype, ffn};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -24,6 +25,8 @@ use stepmesh_transport::copy_for_peer;
 const SHAPES: usize = 8;
 /// How long `get_batch` waits before it says once more that all workers have stopped.
 const REST: Duration = Duration::from_millis(20);
+/// How long a GPU may take to copy a batch: behind nothing else, it takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A tensor that a key's pushes are copied to.
 struct Landing {
@@ -51,6 +54,11 @@ pub(crate) struct Server {
     in_place: bool,
     landings: Mutex<HashMap<(usize, u64), VecDeque<Landing>>>,
     registered: Mutex<HashMap<(usize, u64), Registered>>,
+    /// Where tensors may be.
+    gpu: Option<u32>,
+    /// The gate of what `get_batch` copies.
+    gate: usize,
+    slots: usize,
 }
 
 #[pymethods]
@@ -67,12 +75,17 @@ impl Server {
         wrap: Py<PyAny>,
         in_place: bool,
     ) -> PyResult<Self> {
-        let layout = layout(slots, slot_bytes)?;
+        let (layout, gpu) = (layout(slots, slot_bytes)?, options.gpu);
         let (mut ffn, waker) = ffn::join(py, options, Some(layout))?;
         ffn.wanted = Some(Policy::Any);
+        let gate = ffn.attention * usize::from(slots);
+        let copies = gpu.map(|gpu| Copies::new(gpu, gate + 1)).transpose()?;
         let inner = Inbox {
             peers: (0..ffn.attention).map(|_| Peer::default()).collect(),
             ffn,
+            copies,
+            leaving: Vec::new(),
+            let_go: Vec::new(),
             handed: HashMap::new(),
             next_handler: 1,
             registered: HashMap::new(),
@@ -80,7 +93,7 @@ impl Server {
         };
         let shared = Shared::new(inner, waker);
         let (landings, registered) = (Mutex::default(), Mutex::default());
-        Ok(Self { shared, new, part, wrap, in_place, landings, registered })
+        Ok(Self { shared, new, part, wrap, in_place, landings, registered, gpu, gate, slots: usize::from(slots) })
     }
 
     fn wait_complete(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
@@ -100,7 +113,7 @@ impl Server {
         worker_ranks: Vec<usize>,
         push_keys: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let whole = view(tensor, true, &|| "tensor".to_owned())?;
+        let whole = view_near(tensor, true, self.gpu, &|| "tensor".to_owned())?;
         let push_keys = keys(push_keys, "push_keys")?;
         let shares = worker_ranks.len();
         if shares == 0 || shares != push_keys.len() {
@@ -139,9 +152,10 @@ impl Server {
             crate::process::detached(py, || std::thread::sleep(REST));
         }
         let mut entries = Vec::with_capacity(batch.len());
+        let mut pieces = Vec::new();
         let mut batch = VecDeque::from(batch);
         while let Some(incoming) = batch.pop_front() {
-            match self.hand_out(py, incoming) {
+            match self.hand_out(py, incoming, &mut pieces) {
                 Ok(entry) => entries.push(entry),
                 Err((incoming, error)) => {
                     // Nobody will ever see these requests: their senders are told.
@@ -157,25 +171,30 @@ impl Server {
                 }
             }
         }
+        self.bring(py, &pieces)?;
         PyList::new(py, entries).map(Some)
     }
 
-    /// One tensor for each pull of a request.
-    fn respond(&self, py: Python<'_>, given: &Bound<'_, PyAny>, handler: u64) -> PyResult<()> {
-        let views = tensors(given, false, "tensors")?;
+    /// One tensor for each pull of a request. What is on a GPU is copied behind what is on `stream`, if one is given, and sent
+    /// when that is done.
+    #[pyo3(signature = (given, handler, stream=None))]
+    fn respond(&self, py: Python<'_>, given: &Bound<'_, PyAny>, handler: u64, stream: Option<usize>) -> PyResult<()> {
+        let views = tensors(given, false, self.gpu, "tensors")?;
         let rows: Vec<_> = views.iter().map(|view| (view, view.bytes, view.shape().to_vec())).collect();
-        Ok(self.answer(py, &rows, handler)?)
+        Ok(self.answer(py, &rows, handler, stream)?)
     }
 
     /// To each handler the first rows of `ret_buffer`, as many as its tensor in `tensors_vec` has.
+    #[pyo3(signature = (ret_buffer, tensors_vec, handler_vec, stream=None))]
     fn respond_vec(
         &self,
         py: Python<'_>,
         ret_buffer: &Bound<'_, PyAny>,
         tensors_vec: &Bound<'_, PyAny>,
         handler_vec: Vec<u64>,
+        stream: Option<usize>,
     ) -> PyResult<()> {
-        let buffer = view(ret_buffer, false, &|| "ret_buffer".to_owned())?;
+        let buffer = view_near(ret_buffer, false, self.gpu, &|| "ret_buffer".to_owned())?;
         let Some((&most, row)) = buffer.shape().split_first() else {
             return Err(Failure::Invalid("ret_buffer: a tensor with rows is wanted".to_owned()).into());
         };
@@ -197,7 +216,7 @@ impl Server {
         let row_bytes = row.iter().product::<usize>() * buffer.dtype.bytes();
         for (rows, handler) in rows.into_iter().zip(handler_vec) {
             let shape = std::iter::once(rows).chain(row.iter().copied()).collect();
-            self.answer(py, &[(&buffer, rows * row_bytes, shape)], handler)?;
+            self.answer(py, &[(&buffer, rows * row_bytes, shape)], handler, stream)?;
         }
         Ok(())
     }
@@ -239,17 +258,37 @@ fn unknown(handler: u64) -> Failure {
 }
 
 impl Server {
+    /// Has the copy engines bring the tensors of a batch, and waits for them.
+    fn bring(&self, py: Python<'_>, pieces: &[Piece]) -> Result<(), Failure> {
+        let let_go = self.shared.with(py, |inner| {
+            if let Some(copies) = inner.copies.as_mut().filter(|_| !pieces.is_empty()) {
+                // SAFETY: the slots are pinned, and kept until they are answered; the landings are this GPU's, and kept.
+                unsafe { copies.start(None, self.gate, pieces)? };
+            }
+            Ok(std::mem::take(&mut inner.let_go))
+        })?;
+        drop(let_go);
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let brought = self.shared.wait(py, PATIENCE, |inner| {
+            inner.copies.as_ref().is_none_or(|copies| copies.take(self.gate)).then_some(Ok(()))
+        })?;
+        brought.ok_or_else(|| Failure::Timeout(format!("the GPU has not copied a batch after {PATIENCE:?}")))
+    }
+
     /// Gives a request to the program; if that fails, back.
     fn hand_out<'py>(
         &self,
         py: Python<'py>,
         incoming: Incoming,
+        pieces: &mut Vec<Piece>,
     ) -> Result<Bound<'py, PyTuple>, (Option<Box<Incoming>>, PyErr)> {
         let segment = &incoming.batch.segments[0];
         let mut copied_bytes = 0;
         let (mut tensors, mut keys) = (Vec::new(), Vec::new());
         for push in &incoming.request.pushes {
-            match self.tensor(py, segment, incoming.rank, push) {
+            match self.tensor(py, segment, incoming.rank, push, pieces) {
                 Ok((tensor, copied)) => {
                     tensors.push(tensor);
                     copied_bytes += copied;
@@ -279,7 +318,14 @@ impl Server {
     }
 
     /// What was pushed, as a tensor of the program's kind, and the bytes that this took to be copied.
-    fn tensor(&self, py: Python<'_>, segment: &Segment, rank: usize, push: &Entry) -> PyResult<(Py<PyAny>, u64)> {
+    fn tensor(
+        &self,
+        py: Python<'_>,
+        segment: &Segment,
+        rank: usize,
+        push: &Entry,
+        pieces: &mut Vec<Piece>,
+    ) -> PyResult<(Py<PyAny>, u64)> {
         let place = (rank, push.key);
         let name = dtype::name(push.dtype);
         let shape = || PyTuple::new(py, push.shape());
@@ -303,7 +349,7 @@ impl Server {
                     }
                     None => self.new.call1(py, (name, shape()?))?,
                 };
-                let view = view(tensor.bind(py), true, &|| "tensor".to_owned())?;
+                let view = view_near(tensor.bind(py), true, self.gpu, &|| "tensor".to_owned())?;
                 if view.bytes != push.bytes as usize {
                     return Err(Failure::Invalid("a tensor of another size was made".to_owned()).into());
                 }
@@ -316,7 +362,9 @@ impl Server {
         };
         let landing = &known[index];
         let from = &segment.part(1)[push.offset as usize..][..push.bytes as usize];
-        if !from.is_empty() {
+        if landing.view.gpu.is_some() && !from.is_empty() {
+            pieces.push(Piece { from: from.as_ptr() as usize, to: landing.view.address, bytes: from.len() });
+        } else if !from.is_empty() {
             // SAFETY: the view is held, writable and of this many bytes, and no slot.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), landing.view.address as *mut u8, from.len()) };
         }
@@ -328,8 +376,16 @@ impl Server {
     }
 
     /// Answers with these tensors: their bytes, as many as are wanted, and the shape to say.
-    fn answer(&self, py: Python<'_>, given: &[(&View, usize, Vec<usize>)], handler: u64) -> Result<(), Failure> {
+    fn answer(
+        &self,
+        py: Python<'_>,
+        given: &[(&View, usize, Vec<usize>)],
+        handler: u64,
+        stream: Option<usize>,
+    ) -> Result<(), Failure> {
         let respond_ns = now_ns();
+        let on_gpu = given.iter().filter(|(view, ..)| view.gpu.is_some());
+        let mut keepers: Vec<_> = on_gpu.filter_map(|(view, ..)| view.keeper(py)).collect();
         self.shared.with(py, |inner| {
             let handed = inner.handed.get(&handler).ok_or_else(|| unknown(handler))?;
             if handed.pulls.len() != given.len() {
@@ -360,11 +416,15 @@ impl Server {
             };
             let mut list = List::default();
             let mut entries = Vec::with_capacity(pulls.len());
+            let mut pieces = Vec::new();
             let room = batch.segments[0].reply_mut(1);
             for (mut pull, (view, bytes, shape)) in pulls.into_iter().zip(given) {
                 let offset = list.place(&mut pull);
                 let to = &mut room[offset..][..*bytes];
-                if to.as_ptr() as usize != view.address && !to.is_empty() {
+                if view.gpu.is_some() && !to.is_empty() {
+                    pieces.push(Piece { from: view.address, to: to.as_ptr() as usize, bytes: *bytes });
+                    stamp.copied_bytes += *bytes as u64;
+                } else if to.as_ptr() as usize != view.address && !to.is_empty() {
                     // SAFETY: both are valid for the bytes; they may overlap only where the program answers out of
                     // another place of the slot, which `copy` allows.
                     unsafe { copy_for_peer(view.address as *const u8, to.as_mut_ptr(), *bytes) };
@@ -376,7 +436,18 @@ impl Server {
                 entries.push(entry);
             }
             stamp.respond_ns = respond_ns;
-            Ok(inner.answer(batch, stamp, Ok(entries), list.bytes())?)
+            let bytes = list.bytes();
+            match &mut inner.copies {
+                Some(copies) if !pieces.is_empty() => {
+                    let gate = batch.segments[0].rank() * self.slots + usize::from(batch.microbatch);
+                    // SAFETY: the tensors are on this GPU and kept with the answer, as the slot is, which is pinned for it.
+                    unsafe { copies.start(stream, gate, &pieces)? };
+                    let keepers = std::mem::take(&mut keepers);
+                    inner.leaving.push(Leaving { gate, batch, stamp, entries, bytes, keepers });
+                    Ok(())
+                }
+                _ => Ok(inner.answer(batch, stamp, Ok(entries), bytes)?),
+            }
         })
     }
 }

@@ -1,14 +1,15 @@
 //! The attention side: `push_pull` → `wait`, any number of requests under way, as many at once on the wire as there are
 //! slots.
 
-use super::flights::{Flight, Flights, REMEMBERED, Stamps};
+use super::copies::{Copies, Piece};
+use super::flights::{Flight, Flights, REMEMBERED, Stage, Stamps, Trip};
 use super::{layout, now_ns};
 use crate::attention::barrier_group;
 use crate::error::Failure;
 use crate::options::Options;
 use crate::shared::{Shared, seconds};
 use crate::tensor::Tensor;
-use crate::view::{View, view};
+use crate::view::{View, view_near};
 use crate::{attention, dtype};
 use pyo3::prelude::*;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -30,17 +31,21 @@ pub(crate) struct Worker {
     slot_bytes: usize,
     slot_timeout: Duration,
     keys: Mutex<HashMap<(bool, u64), Meaning>>,
+    /// Where tensors may be.
+    gpu: Option<u32>,
 }
 
 #[pymethods]
 impl Worker {
     #[new]
     fn new(py: Python<'_>, options: Options, slots: u16, slot_bytes: usize, slot_timeout: f64) -> PyResult<Self> {
-        let layout = layout(slots, slot_bytes)?;
+        let (layout, gpu) = (layout(slots, slot_bytes)?, options.gpu);
+        let copies = gpu.map(|gpu| Copies::new(gpu, usize::from(slots))).transpose()?;
         let (attention, waker) = attention::join(py, options, Some(layout))?;
         let flights = (0..slots).map(|_| None).collect();
         let inner = Flights {
             attention,
+            copies,
             flights,
             finished: BTreeMap::new(),
             waited: VecDeque::new(),
@@ -53,7 +58,7 @@ impl Worker {
         let servers = inner.attention.ffn;
         let shared = Shared::new(inner, waker);
         let slot_timeout = seconds(Some(slot_timeout))?;
-        Ok(Self { shared, servers, slot_bytes, slot_timeout, keys: Mutex::default() })
+        Ok(Self { shared, servers, slot_bytes, slot_timeout, keys: Mutex::default(), gpu })
     }
 
     fn wait_complete(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
@@ -65,7 +70,9 @@ impl Worker {
         Ok(complete.ok_or_else(|| Failure::Timeout(format!("the deployment was not complete after {timeout:?}")))?)
     }
 
-    /// Sends every push tensor to every server; the handler stands for all that is pulled.
+    /// Sends every push tensor to every server; the handler stands for all that is pulled. What is on a GPU is copied behind what
+    /// is on `stream`, if one is given, and sent when that is done.
+    #[pyo3(signature = (push_tensors, push_keys, pull_tensors, pull_keys, stream=None))]
     fn push_pull(
         &self,
         py: Python<'_>,
@@ -73,10 +80,11 @@ impl Worker {
         push_keys: &Bound<'_, PyAny>,
         pull_tensors: &Bound<'_, PyAny>,
         pull_keys: &Bound<'_, PyAny>,
+        stream: Option<usize>,
     ) -> PyResult<u64> {
         let requested_ns = now_ns();
-        let pushes = tensors(push_tensors, false, "push_tensors")?;
-        let pulls = tensors(pull_tensors, true, "pull_tensors")?;
+        let pushes = tensors(push_tensors, false, self.gpu, "push_tensors")?;
+        let pulls = tensors(pull_tensors, true, self.gpu, "pull_tensors")?;
         let (push_keys, pull_keys) = (keys(push_keys, "push_keys")?, keys(pull_keys, "pull_keys")?);
         for (name, count, keys) in [("push", pushes.len(), push_keys.len()), ("pull", pulls.len(), pull_keys.len())] {
             if count != keys {
@@ -109,20 +117,25 @@ impl Worker {
         }
         // Refused here, before a slot is taken.
         request.check().map_err(|error| Failure::Invalid(format!("push_tensors: {error}")))?;
-        let mut given = Some(pulls);
+        let mut given = Some((request, pushes, pulls));
         let handler = self.shared.wait(py, self.slot_timeout, |inner| {
-            let mut slot = match take_filled(&mut inner.filling, &pushes) {
+            let (_, pushes, _) = given.as_ref()?;
+            let mut slot = match take_filled(&mut inner.filling, pushes) {
                 Some(slot) => slot,
                 None => match inner.acquire()? {
                     Ok(slot) => slot,
                     Err(error) => return Some(Err(error)),
                 },
             };
-            let mut copied_bytes = 0;
+            let (mut request, pushes, pulls) = given.take()?;
+            let (mut copied_bytes, mut pieces) = (0, Vec::new());
             let room = slot.part_mut(1);
             for (entry, push) in request.pushes.iter().zip(&pushes) {
                 let to = &mut room[entry.offset as usize..][..push.bytes];
-                if to.as_ptr() as usize != push.address {
+                if push.gpu.is_some() && push.bytes > 0 {
+                    pieces.push(Piece { from: push.address, to: to.as_ptr() as usize, bytes: push.bytes });
+                    copied_bytes += push.bytes as u64;
+                } else if to.as_ptr() as usize != push.address {
                     // SAFETY: both are valid for their bytes; they may overlap only where the program pushes out of
                     // another place of the slot, which `copy` allows.
                     unsafe { copy_for_peer(push.address as *const u8, to.as_mut_ptr(), push.bytes) };
@@ -132,18 +145,25 @@ impl Worker {
             request.sequence = inner.sequence;
             // About to be posted: a server may have answered before the post returns.
             let posted_ns = now_ns();
-            let ticket = match inner.send(slot, &request, list.bytes()) {
-                Ok(ticket) => ticket,
+            let index = usize::from(slot.microbatch());
+            let stage = match &mut inner.copies {
+                Some(copies) if !pieces.is_empty() => {
+                    // SAFETY: the pushes are on this GPU, the slot is pinned for it, and both are kept with the flight.
+                    let started = unsafe { copies.start(stream, index, &pieces) };
+                    started.map(|()| Stage::Filling(slot, request, list.bytes()))
+                }
+                _ => inner.send(slot, &request, list.bytes()).map(Stage::UnderWay),
+            };
+            let stage = match stage {
+                Ok(stage) => stage,
                 Err(error) => return Some(Err(error)),
             };
             inner.sequence += 1;
             let handler = inner.next_handler;
-            let handlers = 1 + (pushes.len() + request.pulls.len()) as u64;
+            let handlers = 1 + (pushes.len() + pulls.len()) as u64;
             inner.next_handler += handlers;
-            let pulls = given.take().unwrap_or_default();
-            let pushes = pushes.len();
-            let flight = Flight { ticket, handlers, pushes, pulls, requested_ns, posted_ns, copied_bytes };
-            inner.flights[usize::from(ticket.microbatch())] = Some((handler, flight));
+            let trip = Trip { handlers, pushes, pulls, requested_ns, posted_ns, copied_bytes };
+            inner.flights[index] = Some((handler, Flight { stage, trip }));
             Some(Ok((handler, std::mem::take(&mut inner.let_go))))
         })?;
         let (handler, let_go) = handler.ok_or_else(|| {
@@ -182,7 +202,7 @@ impl Worker {
     fn handlers(&self, py: Python<'_>, handler: u64) -> PyResult<Vec<u64>> {
         let count = self.shared.with(py, |inner| {
             let flight =
-                inner.flights.iter().flatten().find(|(id, _)| *id == handler).map(|(_, flight)| flight.handlers);
+                inner.flights.iter().flatten().find(|(id, _)| *id == handler).map(|(_, flight)| flight.trip.handlers);
             Ok(flight.or_else(|| inner.finished.get(&handler).map(|finished| finished.handlers)))
         })?;
         let count = count.ok_or_else(|| Failure::Unknown(format!("handler: {handler} is unknown")))?;
@@ -194,7 +214,7 @@ impl Worker {
     fn trace(&self, py: Python<'_>, handler: u64) -> PyResult<(Stamps, u64)> {
         let servers = self.servers;
         let found = self.shared.with(py, |inner| {
-            inner.land();
+            inner.advance();
             let found = inner.finished.range(..=handler).next_back();
             let Some((first, finished)) = found.filter(|(first, finished)| handler - **first < finished.handlers)
             else {
@@ -333,11 +353,16 @@ fn take_filled(filling: &mut Vec<SendBuffer>, pushes: &[View]) -> Option<SendBuf
 }
 
 /// Tensors of a list, as they are named.
-pub(super) fn tensors(given: &Bound<'_, PyAny>, writable: bool, name: &str) -> Result<Vec<View>, Failure> {
+pub(super) fn tensors(
+    given: &Bound<'_, PyAny>,
+    writable: bool,
+    gpu: Option<u32>,
+    name: &str,
+) -> Result<Vec<View>, Failure> {
     let mut views = Vec::new();
     for tensor in given.try_iter()? {
         let index = views.len();
-        views.push(view(&tensor?, writable, &|| format!("{name}[{index}]"))?);
+        views.push(view_near(&tensor?, writable, gpu, &|| format!("{name}[{index}]"))?);
     }
     Ok(views)
 }

@@ -1,0 +1,73 @@
+//! A GPU's tensors: its copy engines move them between where the program has them and the slots, which are host memory that
+//! is pinned for it. A copy goes behind what is on the program's stream, and a gate says when it is over: no event, no kernel.
+
+use crate::error::Failure;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stepmesh_transport::cuda::{Context, CudaError, Gates, Stream};
+use stepmesh_transport::{GateSet, TransportError};
+
+/// How long to let others run between two looks at a gate, which no event announces.
+const LOOK: Duration = Duration::from_micros(10);
+
+/// Some bytes, from one address to another, of which at least one is the GPU's.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) bytes: usize,
+}
+
+pub(super) struct Copies {
+    context: Arc<Context>,
+    gates: Gates,
+    /// For tensors that are there already.
+    own: Stream,
+    /// The program's streams by their handles.
+    streams: HashMap<usize, Stream>,
+}
+
+impl Copies {
+    /// With so many gates, each for one group of copies at a time.
+    pub(super) fn new(gpu: u32, gates: usize) -> Result<Self, Failure> {
+        let new = || -> Result<Self, CudaError> {
+            let context = Context::open(gpu)?;
+            let (gates, own) = (Gates::new(&context, gates)?, Stream::new(&context)?);
+            Ok(Self { context, gates, own, streams: HashMap::new() })
+        };
+        Ok(new().map_err(TransportError::from)?)
+    }
+
+    /// Copies the pieces behind what is on the program's stream, if one is given; the gate then says when.
+    ///
+    /// # Safety
+    /// The pieces are as [`Stream::copy_between`] wants them, until the gate has said so; the stream is one of this GPU.
+    pub(super) unsafe fn start(&mut self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
+        let stream = match stream {
+            None => &self.own,
+            // SAFETY: a stream of this GPU by the contract; one that is gone is never named again.
+            Some(handle) => self
+                .streams
+                .entry(handle)
+                .or_insert_with(|| unsafe { Stream::of_engine(&self.context, handle as *mut _) }),
+        };
+        let gate = self.gates.gate(gate).ok_or_else(|| Failure::Invalid(format!("no gate {gate}")))?;
+        let copy = |piece: &Piece| {
+            // SAFETY: by the contract.
+            unsafe { stream.copy_between(piece.from as u64, piece.to as u64, piece.bytes) }
+        };
+        let started = pieces.iter().try_for_each(copy).and_then(|()| gate.announce(stream));
+        Ok(started.map_err(TransportError::from)?)
+    }
+
+    /// Whether what was started with a gate is over; says so once.
+    pub(super) fn take(&self, gate: usize) -> bool {
+        self.gates.take(gate)
+    }
+}
+
+/// What a wait does while copies are under way, in the place of sleeping until a peer rings.
+pub(super) fn rest(deadline: Instant) {
+    std::thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
+}

@@ -15,6 +15,7 @@ mod part;
 mod process;
 mod scheduler;
 mod shared;
+mod streams;
 mod tensor;
 mod view;
 
@@ -50,6 +51,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<scheduler::Scheduler>()?;
     module.add_class::<tensor::Tensor>()?;
     module.add_class::<fserver::Server>()?;
+    module.add_class::<fserver::StreamFlags>()?;
     module.add_class::<fserver::Worker>()?;
     module.add_function(wrap_pyfunction!(fserver::add_one, module)?)?;
     module.add_function(wrap_pyfunction!(fserver::nanosecond, module)?)?;

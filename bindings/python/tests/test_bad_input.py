@@ -156,7 +156,7 @@ def test_a_missing_variable_is_named(missing):
         ("DMLC_NUM_WORKER", "two", "DMLC_NUM_WORKER: 'two' is no number"),
         ("DMLC_NODE_RANK", "7", "rank 7"),
         ("STEPMESH_TRANSPORT", "pigeon", "STEPMESH_TRANSPORT: 'pigeon'"),
-        ("STEPMESH_BAKCEND", "GPU", "this build moves host memory"),
+        ("STEPMESH_BAKCEND", "GPU", "libcuda"),
         ("STEPMESH_BAKCEND", "TPU", "STEPMESH_BAKCEND: 'TPU'"),
         ("DMLC_PS_ROOT_URI", "no.such.host.invalid", "cannot be resolved"),
         ("STEPMESH_TOKEN", "two words", "token"),

@@ -56,7 +56,7 @@ def run(tmp_path: Path):
     def run(program: str, driver: bool = True) -> None:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path if driver else tmp_path / "nowhere")}
         program = (PRELUDE if driver else "import stepmesh\nfrom stepmesh import errors\n") + textwrap.dedent(program)
-        subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment)
 
     return run
 
@@ -149,6 +149,184 @@ with stepmesh.AttentionMesh(options) as mesh:
             raise AssertionError("it was not refused")
     done.set()
     server.join()
+""")
+
+
+FSERVER = """
+from stepmesh import _native
+
+class Cuda:
+    # A tensor on the GPU, as CuPy would show it.
+    def __init__(self, shape, dtype, index=0):
+        self.shape, self.dtype, self.index = tuple(shape), np.dtype(dtype), index
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.address = ctypes.c_uint64()
+        cuda("cuCtxSetCurrent", context)
+        cuda("cuMemAlloc_v2", ctypes.byref(self.address), ctypes.c_size_t(max(self.nbytes, 1)))
+        self.__cuda_array_interface__ = {
+            "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.address.value, False),
+        }
+    def __dlpack_device__(self):
+        return (2, self.index)
+    def set(self, array, on):
+        copy(self.address.value, array.ctypes.data, self.nbytes, on)
+        return self
+    def get(self, on):
+        array = np.zeros(self.shape, self.dtype)
+        copy(array.ctypes.data, self.address.value, self.nbytes, on)
+        finish(on)
+        return array
+
+def options(scheduler, rank=None):
+    return stepmesh.Options(scheduler.url, None, transport=TRANSPORT, gpu=0, rank=rank)
+
+def serve(scheduler, done, answer):
+    server = _native.Server(options(scheduler), 4, 1 << 20, lambda name, shape: Cuda(shape, name), None, None, False)
+    server.wait_complete(30.0)
+    while not done.is_set():
+        for handler, tensors, keys in server.get_batch(0.05) or []:
+            answer(server, handler, tensors, keys)
+    server.close()
+"""
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_fserver_moves_tensors_of_a_gpu_behind_the_streams(run, transport):
+    run(f"TRANSPORT = {transport!r}" + FSERVER + """
+def answer(server, handler, tensors, keys):
+    own = streams["server"]
+    gate.hold(0, own)                        # What computes the answer has not run when it is given away.
+    computed = tensors[0].get(reader) * 2 + tensors[1].get(reader)
+    result = Cuda(tensors[0].shape, "float32").set(computed, own)
+    keep.extend([computed, result])
+    server.respond([result], handler, own)
+    gate.open(0)
+
+streams, keep = {"server": stream()}, []
+reader, gate = stream(), stepmesh.Gates(2)
+scheduler, done = stepmesh.Scheduler(1, 1), threading.Event()
+serving = threading.Thread(target=serve, args=(scheduler, done, answer))
+serving.start()
+worker = _native.Worker(options(scheduler), 4, 1 << 20, 10.0)
+worker.wait_complete(30.0)
+own = stream()
+for number in range(40):
+    rng = np.random.default_rng(number)
+    rows = int(rng.integers(1, 9))
+    hidden, bias = rng.random((rows, 1024), "float32"), np.full((rows, 1024), number, "float32")
+    push, host, pull = Cuda(hidden.shape, "float32"), bias, Cuda(hidden.shape, "float32")
+    gate.hold(1, own)                        # Neither has what makes the request.
+    push.set(hidden, own)
+    handler = worker.push_pull([push, host], [1, 2], [pull], [3], own)
+    time.sleep(0.001)
+    gate.open(1)
+    worker.wait(handler, 10.0)
+    assert (pull.get(reader) == hidden * 2 + number).all(), number
+    stamps, copied = worker.trace(handler)
+    assert copied == 6 * hidden.nbytes and stamps[0] <= stamps[1] <= stamps[6] <= stamps[7]
+done.set()
+serving.join()
+worker.close()
+scheduler.close()
+""")
+
+
+def test_tensors_of_another_gpu_and_of_none_are_refused_by_name(run):
+    run("""TRANSPORT = "shm"
+""" + FSERVER + """
+scheduler, done = stepmesh.Scheduler(1, 1), threading.Event()
+serving = threading.Thread(target=serve, args=(scheduler, done, lambda *_: None))
+serving.start()
+worker = _native.Worker(options(scheduler), 4, 1 << 20, 10.0)
+worker.wait_complete(30.0)
+for tensor, words in ((Cuda((2, 2), "float32", index=3), "GPU 3"), (Cuda((2, 2), "float16"), None)):
+    try:
+        worker.push_pull([np.zeros(4, "float32"), tensor], [1, 2], [], [])
+    except errors.DeviceUnsupported as error:
+        assert words and words in str(error) and "push_tensors[1]" in str(error), error
+    else:
+        assert words is None
+done.set()
+serving.join()
+worker.close()
+""")
+
+
+def test_notifications_hold_a_stream_and_flags_are_set_by_it(run):
+    run("""
+import fserver_lib as f
+from fserver_lib import _notify, _streams
+
+own, reader = stream(), stream()
+_notify._gpu = lambda: 0
+_streams.current = lambda gpu: own
+ended = threading.Event()
+f.wait = lambda handler: ended.wait(10)
+
+marker = np.zeros(1, "int64")
+cuda("cuCtxSetCurrent", context)
+cuda("cuMemHostRegister_v2", ctypes.c_void_p(marker.ctypes.data), ctypes.c_size_t(8), 0)
+flag = f.map_pinned_tensor(marker, 'cuda:0')
+
+notify = f.SimpleNotify()
+try:
+    notify.stream_wait_event(1)
+except errors.InvalidArgument as error:
+    assert "init()" in str(error)
+notify.init()
+one = np.ones(1, "int64")
+notify.stream_wait_event(7)
+notify.block_now_stream()
+f.write_flag(flag, one)
+time.sleep(0.02)
+assert marker[0] == 0                        # The stream is held.
+ended.set()
+notify.wait_event_done()
+finish(own)
+assert marker[0] == 1
+
+f.wait_flag(flag, 2 * one)                   # Returns at once; what follows on the stream waits.
+after = np.zeros(1, "int64")
+cuda("cuMemHostRegister_v2", ctypes.c_void_p(after.ctypes.data), ctypes.c_size_t(8), 0)
+f.write_flag(f.map_pinned_tensor(after, 0), 5 * one)
+time.sleep(0.02)
+assert after[0] == 0
+marker[0] = 2
+finish(own)
+assert after[0] == 5
+
+f.get_batch = lambda: [(1, [], [])]
+notify.block_now_stream_and_get_batch()
+assert notify.get_future_batch_data() == [(1, [], [])]
+for _ in range(200):                         # Far more than there are gates.
+    notify.stream_wait_event(7)
+    finish(own)
+notify.wait_event_done()
+
+def fails(handler):
+    raise errors.Timeout("no answer")
+f.wait = fails
+notify.stream_wait_event(8)
+try:
+    notify.wait_event_done()
+except errors.Timeout as error:
+    assert "no answer" in str(error)
+else:
+    raise AssertionError("it is to be told")
+finish(own)                                  # It goes on all the same.
+
+for refused in (lambda: f.write_flag(flag, one.astype("float32")), lambda: f.map_pinned_tensor(marker, "cuda:3")):
+    try:
+        refused()
+    except (errors.InvalidType, errors.DeviceUnsupported):
+        pass
+    else:
+        raise AssertionError("it was not refused")
+_streams.is_capturing = lambda gpu: True
+try:
+    f.write_flag(flag, one)
+except errors.InvalidArgument as error:
+    assert "stepmesh.Gates" in str(error)
 """)
 
 

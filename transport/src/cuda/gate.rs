@@ -22,16 +22,10 @@
 //! (`CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING` is `OWNER` or more); where it does not, the wait flushes them
 //! (`CU_STREAM_WAIT_VALUE_FLUSH`). [`Context::open`] refuses a device that can do neither.
 
-use super::{Context, CudaError, Stream};
+use super::word::{wait, write};
+use super::{Context, CudaError, Stream, Word};
 use crate::{GateSet, Memory};
-use cudarc::driver::sys::{
-    self, CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdeviceptr, CUstreamBatchMemOpParams,
-    CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st as WaitValue,
-    CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st__bindgen_ty_1 as Awaited,
-    CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st as WriteValue,
-    CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st__bindgen_ty_1 as Written,
-    CUstreamBatchMemOpType as Kind, CUstreamWaitValue_flags as WaitFlags,
-};
+use cudarc::driver::sys::{self, CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUdeviceptr};
 use std::any::Any;
 use std::fmt;
 use std::ptr::{self, NonNull};
@@ -207,7 +201,7 @@ impl Gate {
     /// # Errors
     /// The driver refuses.
     pub fn announce(&self, stream: &Stream) -> Result<(), CudaError> {
-        stream.batch(&mut [write(self.out(), OPEN)], self.words.clone())
+        stream.batch(&mut [write(self.out(), Word::U64(OPEN))], self.words.clone())
     }
 
     /// Goes on when the CPU has opened the gate, and closes it.
@@ -215,8 +209,8 @@ impl Gate {
     /// # Errors
     /// The driver refuses.
     pub fn pass(&self, stream: &Stream) -> Result<(), CudaError> {
-        let flush = if stream.context().flushes() { WaitFlags::CU_STREAM_WAIT_VALUE_FLUSH as u32 } else { 0 };
-        let mut batch = [wait(self.r#in(), OPEN, flush), write(self.r#in(), CLOSED)];
+        let (open, closed) = (Word::U64(OPEN), Word::U64(CLOSED));
+        let mut batch = [wait(self.r#in(), open, stream.flush()), write(self.r#in(), closed)];
         stream.batch(&mut batch, self.words.clone())
     }
 
@@ -227,19 +221,4 @@ impl Gate {
     fn r#in(&self) -> CUdeviceptr {
         self.out() + size_of::<Line>() as CUdeviceptr
     }
-}
-
-fn write(address: CUdeviceptr, value: u64) -> CUstreamBatchMemOpParams {
-    let operation = Kind::CU_STREAM_MEM_OP_WRITE_VALUE_64;
-    let value = Written { value64: value };
-    CUstreamBatchMemOpParams {
-        writeValue: WriteValue { operation, address, __bindgen_anon_1: value, flags: 0, alias: 0 },
-    }
-}
-
-/// Until the word is at least `value`: one that was overtaken is not missed.
-fn wait(address: CUdeviceptr, value: u64, flush: u32) -> CUstreamBatchMemOpParams {
-    let operation = Kind::CU_STREAM_MEM_OP_WAIT_VALUE_64;
-    let (value, flags) = (Awaited { value64: value }, WaitFlags::CU_STREAM_WAIT_VALUE_GEQ as u32 | flush);
-    CUstreamBatchMemOpParams { waitValue: WaitValue { operation, address, __bindgen_anon_1: value, flags, alias: 0 } }
 }

@@ -22,6 +22,7 @@ mod graph;
 mod memory;
 mod pinned;
 mod stream;
+mod word;
 
 pub use context::Context;
 pub use device::{beside, beside_pinned};
@@ -31,3 +32,4 @@ pub use graph::Graph;
 pub use memory::{DeviceMemory, ExportedMemory, PeerMemory};
 pub use pinned::PinnedMemory;
 pub use stream::{Span, Stream};
+pub use word::Word;

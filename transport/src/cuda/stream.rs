@@ -157,12 +157,34 @@ impl Stream {
     }
 
     fn is_pinned(&self, span: &Span) -> Result<bool, CudaError> {
+        Ok(self.kind_of(span.address())? == Some(CUmemorytype::CU_MEMORYTYPE_HOST as u32))
+    }
+
+    /// Where the stream finds what is at an address of a device's memory, or of pinned host memory; none for what it cannot reach.
+    ///
+    /// # Errors
+    /// The device is lost, or the memory was pinned for others only.
+    pub fn finds(&self, address: CUdeviceptr) -> Result<Option<CUdeviceptr>, CudaError> {
+        match self.kind_of(address)? {
+            Some(kind) if kind == CUmemorytype::CU_MEMORYTYPE_DEVICE as u32 => Ok(Some(address)),
+            Some(kind) if kind == CUmemorytype::CU_MEMORYTYPE_HOST as u32 => {
+                let (mut found, host) = (0, address as *mut _);
+                // SAFETY: the pointer is valid; the address is only looked up.
+                let look = || unsafe { sys::cuMemHostGetDevicePointer_v2(&mut found, host, 0) };
+                self.context.call("cuMemHostGetDevicePointer", look)?;
+                Ok(Some(found))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What kind of memory an address is of; none for what the driver does not know.
+    fn kind_of(&self, address: CUdeviceptr) -> Result<Option<u32>, CudaError> {
         let mut kind = 0_u32;
         let (to, attribute) = ((&raw mut kind).cast(), CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
         // SAFETY: of this attribute the value is 32 bits; the address is only looked up.
-        let look = || unsafe { sys::cuPointerGetAttribute(to, attribute, span.address()) };
-        // What the driver does not know is nobody's pinned memory.
-        Ok(self.context.ask("cuPointerGetAttribute", look)?.is_ok() && kind == CUmemorytype::CU_MEMORYTYPE_HOST as u32)
+        let look = || unsafe { sys::cuPointerGetAttribute(to, attribute, address) };
+        Ok(self.context.ask("cuPointerGetAttribute", look)?.is_ok().then_some(kind))
     }
 
     /// Stream memory operations in one batch, which refer to `memory`.
@@ -172,8 +194,17 @@ impl Stream {
         memory: Arc<dyn Memory>,
     ) -> Result<(), CudaError> {
         self.hold([memory]);
+        // SAFETY: the addresses lie in memory that is kept until they are over.
+        unsafe { self.operate(operations) }
+    }
+
+    /// The same; nothing is kept.
+    ///
+    /// # Safety
+    /// The addresses are valid until the operations are over.
+    pub(super) unsafe fn operate(&self, operations: &mut [CUstreamBatchMemOpParams]) -> Result<(), CudaError> {
         let (count, first) = (operations.len() as u32, operations.as_mut_ptr());
-        // SAFETY: so many operations, whose addresses lie in memory that is kept until they are over.
+        // SAFETY: so many operations, valid by the contract.
         self.context.call("cuStreamBatchMemOp", || unsafe { sys::cuStreamBatchMemOp_v2(self.raw, count, first, 0) })
     }
 

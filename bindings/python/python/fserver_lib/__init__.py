@@ -14,6 +14,7 @@ import stepmesh
 from stepmesh import _native
 from stepmesh.errors import Closed, Forked, InvalidArgument, WrongRole
 
+from . import _streams
 from ._environment import Environment
 from ._notify import SimpleNotify, map_pinned_tensor, seq_add_one, wait_flag, write_flag
 from ._tensors import makers
@@ -92,7 +93,7 @@ def init() -> None:
         if environment.role == "worker":
             member = _native.Worker(options, environment.slots, environment.slot_bytes, environment.slot_timeout)
         else:
-            new, part, wrap = makers(environment.tensors)
+            new, part, wrap = makers(environment.tensors, environment.gpu)
             member = _native.Server(
                 options, environment.slots, environment.slot_bytes, new, part, wrap, environment.in_place
             )
@@ -188,8 +189,20 @@ def push_pull(
     need_event: bool = True,
 ) -> int:
     """Sends every push tensor to every server, and has the pull tensors, server-major, filled with their answers. Returns a
-    handler for ``wait``. The push tensors may be changed at once; the pull tensors belong to the request until its end."""
-    return _process.worker.push_pull(push_tensors, push_keys, pull_tensors, pull_keys)
+    handler for ``wait``. The push tensors may be changed at once; the pull tensors belong to the request until its end.
+
+    Tensors on a GPU (``STEPMESH_BAKCEND=GPU``) are copied behind what is on the current stream, and sent by the call that finds
+    them copied; without ``need_event`` they are there already. What changes them is to be put on that stream, too."""
+    return _process.worker.push_pull(push_tensors, push_keys, pull_tensors, pull_keys, _stream(need_event))
+
+
+def _stream(need_event: bool) -> int | None:
+    environment = _process.environment
+    if not need_event or environment is None or environment.gpu is None:
+        return None
+    if _streams.is_capturing(environment.gpu):
+        raise InvalidArgument("a captured CUDA graph cannot hold a request of fserver_lib: run this part eagerly")
+    return _streams.current(environment.gpu)
 
 
 def wait(handler: int, timeout_ms: int = 10_000) -> None:
@@ -233,13 +246,14 @@ def get_batch(timeout_ms: float | None = None) -> list[tuple[int, list[Any], lis
 
 
 def respond(tensors: Iterable[Any], handler: int, need_event: bool = False) -> None:
-    """Answers a request: one tensor for each of its pulls."""
-    _process.server.respond(tensors, handler)
+    """Answers a request: one tensor for each of its pulls. As for :func:`push_pull`, those on a GPU are copied behind what is on
+    the current stream with ``need_event``, and sent by the call that finds them copied: ``get_batch``, as a rule."""
+    _process.server.respond(tensors, handler, _stream(need_event))
 
 
 def respond_vec(ret_buffer: Any, tensors_vec: Iterable[Any], handler_vec: Iterable[int]) -> None:
     """Answers each request i with the first ``tensors_vec[i].size(0)`` rows of ``ret_buffer``."""
-    _process.server.respond_vec(ret_buffer, tensors_vec, list(handler_vec))
+    _process.server.respond_vec(ret_buffer, tensors_vec, list(handler_vec), _stream(True))
 
 
 def reply_buffers(handler: int) -> list[Any]:

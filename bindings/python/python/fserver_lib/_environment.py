@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from stepmesh import Layout, Options, PartSpec
-from stepmesh.errors import DeviceUnsupported, InvalidArgument
+from stepmesh.errors import InvalidArgument
 
 _ROLES = ("scheduler", "worker", "server")
 
@@ -95,6 +95,8 @@ class Environment:
     slot_bytes: int
     in_place: bool
     tensors: str | None
+    #: The GPU that tensors may be on.
+    gpu: int | None
     init_timeout: float
     stop_timeout: float
     slot_timeout: float
@@ -121,10 +123,10 @@ class Environment:
         backend = (_text("STEPMESH_BAKCEND") or _text("STEPMESH_BACKEND") or "CPU").upper()
         if backend not in ("CPU", "GPU"):
             raise InvalidArgument(f"STEPMESH_BAKCEND: {backend!r}: CPU or GPU")
-        if backend == "GPU" and role != "scheduler":
-            raise DeviceUnsupported(
-                "STEPMESH_BAKCEND: GPU, and this build moves host memory: set it to CPU, and copy tensors to the host"
-            )
+        gpu = _number("STEPMESH_GPU", 0) if backend == "GPU" and role != "scheduler" else None
+        in_place = _is_set("STEPMESH_IN_PLACE")
+        if gpu is not None and in_place:
+            raise InvalidArgument("STEPMESH_IN_PLACE: with STEPMESH_BAKCEND=GPU tensors are copied to the GPU")
         return Environment(
             role=role,
             host=host,
@@ -139,8 +141,9 @@ class Environment:
             insecure=_is_set("STEPMESH_INSECURE"),
             slots=_number("STEPMESH_SLOTS", 4, least=1),
             slot_bytes=_number("STEPMESH_SLOT_BYTES", 16 << 20, least=1),
-            in_place=_is_set("STEPMESH_IN_PLACE"),
+            in_place=in_place,
             tensors=_text("STEPMESH_TENSORS"),
+            gpu=gpu,
             init_timeout=_seconds("STEPMESH_INIT_TIMEOUT", 300.0),
             stop_timeout=_seconds("STEPMESH_STOP_TIMEOUT", 600.0),
             slot_timeout=_seconds("STEPMESH_SLOT_TIMEOUT", 60.0),
@@ -162,6 +165,7 @@ class Environment:
             lanes=_number("STEPMESH_LANES", 2 if _is_set("STEPMESH_SPLIT_QP_LAG") else 1, least=1),
             address=self._address(),
             devices=[rail.strip() for rail in rails.split(",") if rail.strip()],
+            gpu=self.gpu,
             spin_us=_number("STEPMESH_SPIN_US", 0),
             progress=threaded,  # type: ignore[arg-type]
             cpu=_cpu() if threaded == "thread" else None,

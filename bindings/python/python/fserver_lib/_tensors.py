@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable
 
 import stepmesh
 from stepmesh._arrays import _ml_dtype, framework
+from stepmesh.errors import InvalidArgument
 
 
 def _numpy_dtype(name: str) -> Any:
@@ -37,10 +39,10 @@ def _torch_dtype(name: str) -> Any:
     return torch.uint8 if name == "bytes" else getattr(torch, name)
 
 
-def _torch_new(name: str, shape: tuple[int, ...]) -> Any:
+def _torch_new(name: str, shape: tuple[int, ...], device: str = "cpu") -> Any:
     import torch
 
-    return torch.empty(shape, dtype=_torch_dtype(name))
+    return torch.empty(shape, dtype=_torch_dtype(name), device=device)
 
 
 def _torch_part(tensor: Any, offset: int, size: int, name: str, shape: tuple[int, ...]) -> Any:
@@ -50,8 +52,14 @@ def _torch_part(tensor: Any, offset: int, size: int, name: str, shape: tuple[int
     return flat[offset : offset + size].view(_torch_dtype(name)).view(shape)
 
 
-def makers(named: str | None) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """How to make a tensor, a view of another one's bytes, and one that lies in a slot."""
+def makers(
+    named: str | None, gpu: int | None = None
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """How to make a tensor, on a GPU if one is given, a view of another one's bytes, and one that lies in a slot."""
+    if gpu is not None:
+        if framework(named) != "torch":
+            raise InvalidArgument("STEPMESH_BAKCEND=GPU makes its tensors with PyTorch, which is not installed or not chosen")
+        return partial(_torch_new, device=f"cuda:{gpu}"), _torch_part, stepmesh.torch
     if framework(named) == "torch":
         import torch  # noqa: F401  # What is not imported is not recognised.
 

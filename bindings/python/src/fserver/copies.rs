@@ -2,8 +2,7 @@
 //! is pinned for it. A copy goes behind what is on the program's stream, and a gate says when it is over: no event, no kernel.
 
 use crate::error::Failure;
-use std::collections::HashMap;
-use std::sync::Arc;
+use crate::streams::Streams;
 use std::time::{Duration, Instant};
 use stepmesh_transport::cuda::{Context, CudaError, Gates, Stream};
 use stepmesh_transport::{GateSet, TransportError};
@@ -20,12 +19,10 @@ pub(super) struct Piece {
 }
 
 pub(super) struct Copies {
-    context: Arc<Context>,
     gates: Gates,
     /// For tensors that are there already.
     own: Stream,
-    /// The program's streams by their handles.
-    streams: HashMap<usize, Stream>,
+    streams: Streams,
 }
 
 impl Copies {
@@ -34,7 +31,7 @@ impl Copies {
         let new = || -> Result<Self, CudaError> {
             let context = Context::open(gpu)?;
             let (gates, own) = (Gates::new(&context, gates)?, Stream::new(&context)?);
-            Ok(Self { context, gates, own, streams: HashMap::new() })
+            Ok(Self { gates, own, streams: Streams::new(context) })
         };
         Ok(new().map_err(TransportError::from)?)
     }
@@ -43,22 +40,18 @@ impl Copies {
     ///
     /// # Safety
     /// The pieces are as [`Stream::copy_between`] wants them, until the gate has said so; the stream is one of this GPU.
-    pub(super) unsafe fn start(&mut self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
-        let stream = match stream {
-            None => &self.own,
-            // SAFETY: a stream of this GPU by the contract; one that is gone is never named again.
-            Some(handle) => self
-                .streams
-                .entry(handle)
-                .or_insert_with(|| unsafe { Stream::of_engine(&self.context, handle as *mut _) }),
-        };
+    pub(super) unsafe fn start(&self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
         let gate = self.gates.gate(gate).ok_or_else(|| Failure::Invalid(format!("no gate {gate}")))?;
-        let copy = |piece: &Piece| {
+        let put = |stream: &Stream| {
             // SAFETY: by the contract.
-            unsafe { stream.copy_between(piece.from as u64, piece.to as u64, piece.bytes) }
+            let copy = |piece: &Piece| unsafe { stream.copy_between(piece.from as u64, piece.to as u64, piece.bytes) };
+            pieces.iter().try_for_each(copy)?;
+            gate.announce(stream)
         };
-        let started = pieces.iter().try_for_each(copy).and_then(|()| gate.announce(stream));
-        Ok(started.map_err(TransportError::from)?)
+        match stream {
+            None => Ok(put(&self.own).map_err(TransportError::from)?),
+            Some(handle) => self.streams.on(handle, put),
+        }
     }
 
     /// Whether what was started with a gate is over; says so once.

@@ -4,11 +4,14 @@ use super::now_ns;
 use crate::error::Failure;
 use crate::process;
 use crate::shared::seconds;
-use crate::view::{View, view};
+use crate::streams::Streams;
+use crate::view::{View, view, view_near};
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use stepmesh_proto::Dtype;
+use stepmesh_transport::TransportError;
+use stepmesh_transport::cuda::{Context, CudaError, Stream, Word};
 
 /// How long to spin between two looks at signals.
 const LOOK: Duration = Duration::from_millis(50);
@@ -45,6 +48,75 @@ impl Flag<'_> {
         match self {
             Self::I32(flag) => flag.store(value as i32, Ordering::Release),
             Self::I64(flag) => flag.store(value, Ordering::Release),
+        }
+    }
+}
+
+/// Flags that a GPU's streams set and wait for, without a kernel.
+#[pyclass(frozen, module = "stepmesh._native")]
+pub(crate) struct StreamFlags {
+    gpu: u32,
+    streams: Streams,
+}
+
+#[pymethods]
+impl StreamFlags {
+    #[new]
+    fn new(gpu: u32) -> PyResult<Self> {
+        let context = Context::open(gpu).map_err(|error| Failure::from(TransportError::from(error)))?;
+        Ok(Self { gpu, streams: Streams::new(context) })
+    }
+
+    /// Whether a tensor is on the GPU.
+    fn has(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(view_near(tensor, true, Some(self.gpu), &|| "tensor".to_owned())?.gpu.is_some())
+    }
+
+    /// Has the stream set a flag, after all that it was given before. `flag` is on the GPU or pinned for it.
+    fn write(&self, flag: &Bound<'_, PyAny>, value: i64, stream: usize) -> PyResult<()> {
+        let (address, word) = self.word(flag, value)?;
+        // SAFETY: aligned and found to be in reach; the program keeps it.
+        self.reaching(stream, address, |stream, address| unsafe { stream.write_word(address, word) })
+    }
+
+    /// Has the stream wait until a flag is at least `value`.
+    fn wait(&self, flag: &Bound<'_, PyAny>, value: i64, stream: usize) -> PyResult<()> {
+        let (address, word) = self.word(flag, value)?;
+        // SAFETY: as for `write`.
+        self.reaching(stream, address, |stream, address| unsafe { stream.wait_word(address, word) })
+    }
+}
+
+impl StreamFlags {
+    /// Calls with a stream and where it finds the address, if it does.
+    fn reaching(
+        &self,
+        stream: usize,
+        address: u64,
+        call: impl FnOnce(&Stream, u64) -> Result<(), CudaError>,
+    ) -> PyResult<()> {
+        let mut found = None;
+        self.streams.on(stream, |stream| {
+            found = stream.finds(address)?;
+            found.map_or(Ok(()), |address| call(stream, address))
+        })?;
+        if found.is_some() {
+            return Ok(());
+        }
+        let why = "flag: host memory that is not pinned, which no stream reaches: pin_memory() first";
+        Err(Failure::Invalid(why.to_owned()).into())
+    }
+
+    fn word(&self, flag: &Bound<'_, PyAny>, value: i64) -> Result<(u64, Word), Failure> {
+        let view = view_near(flag, true, Some(self.gpu), &|| "flag".to_owned())?;
+        let bytes = view.dtype.bytes();
+        if view.bytes < bytes || !view.address.is_multiple_of(bytes) {
+            return Err(Failure::Invalid("flag: it is the first element of a tensor, and this has none".to_owned()));
+        }
+        match view.dtype {
+            Dtype::I32 => Ok((view.address as u64, Word::U32(value as u32))),
+            Dtype::I64 => Ok((view.address as u64, Word::U64(value as u64))),
+            _ => Err(Failure::Type("flag: a flag is an int32 or an int64".to_owned())),
         }
     }
 }

@@ -156,7 +156,7 @@ impl Flights {
                     now_ns(),
                 ]);
             }
-            match &mut self.copies {
+            match &self.copies {
                 // SAFETY: the pulls are the GPU's, held with the flight and not to be touched by the program; the slot is not used
                 // again before the flight is over.
                 Some(copies) if !pieces.is_empty() => unsafe { copies.start(None, slot, &pieces) },

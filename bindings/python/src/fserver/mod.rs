@@ -11,7 +11,7 @@ mod inbox;
 mod server;
 mod worker;
 
-pub(crate) use flags::{add_one, nanosecond, store_flag, wait_flag};
+pub(crate) use flags::{StreamFlags, add_one, nanosecond, store_flag, wait_flag};
 pub(crate) use server::Server;
 pub(crate) use worker::Worker;
 

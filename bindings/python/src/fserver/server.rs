@@ -261,7 +261,7 @@ impl Server {
     /// Has the copy engines bring the tensors of a batch, and waits for them.
     fn bring(&self, py: Python<'_>, pieces: &[Piece]) -> Result<(), Failure> {
         let let_go = self.shared.with(py, |inner| {
-            if let Some(copies) = inner.copies.as_mut().filter(|_| !pieces.is_empty()) {
+            if let Some(copies) = inner.copies.as_ref().filter(|_| !pieces.is_empty()) {
                 // SAFETY: the slots are pinned, and kept until they are answered; the landings are this GPU's, and kept.
                 unsafe { copies.start(None, self.gate, pieces)? };
             }
@@ -437,7 +437,7 @@ impl Server {
             }
             stamp.respond_ns = respond_ns;
             let bytes = list.bytes();
-            match &mut inner.copies {
+            match &inner.copies {
                 Some(copies) if !pieces.is_empty() => {
                     let gate = batch.segments[0].rank() * self.slots + usize::from(batch.microbatch);
                     // SAFETY: the tensors are on this GPU and kept with the answer, as the slot is, which is pinned for it.

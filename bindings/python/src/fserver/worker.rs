@@ -146,7 +146,7 @@ impl Worker {
             // About to be posted: a server may have answered before the post returns.
             let posted_ns = now_ns();
             let index = usize::from(slot.microbatch());
-            let stage = match &mut inner.copies {
+            let stage = match &inner.copies {
                 Some(copies) if !pieces.is_empty() => {
                     // SAFETY: the pushes are on this GPU, the slot is pinned for it, and both are kept with the flight.
                     let started = unsafe { copies.start(stream, index, &pieces) };

@@ -144,6 +144,7 @@ macro_rules! member {
                         spin: Duration::from_micros(self.spin_us),
                         busy_poll: Duration::from_micros(self.tcp_busy_poll_us),
                         gpu: None,
+                        gpu_staging: false,
                         verbs: VerbsOptions {
                             devices: self.verbs_devices.clone().map(Vec::from).unwrap_or_default(),
                             connect: self.verbs_connect.into(),

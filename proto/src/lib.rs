@@ -17,11 +17,11 @@ pub use header::{
 };
 pub use immediate::{Immediate, ImmediateError, MAX_LANES, MAX_SLOTS};
 
-/// The control plane's messages and services, generated from `control.proto`.
+/// The control plane's messages and services, generated from `control.proto` (`tests/generated.rs`).
 #[cfg(feature = "control")]
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub mod control {
-    tonic::include_proto!("stepmesh.v1");
+    include!("generated.rs");
 
     /// The version of the control protocol that this build speaks. A member and a scheduler must agree exactly.
     pub const CONTROL_VERSION: u32 = 2;

@@ -25,7 +25,7 @@ def test_a_wait_for_a_killed_server_raises_within_a_second(deploy, transport):
         f.wait(handler, timeout_ms=30_000)
     except errors.PeerLost as error:
         assert "ffn 0" in str(error), error
-        print(time.time())
+        print(time.time(), flush=True)
     os._exit(0)
     """
     deployment = deploy(1, 1, transport)

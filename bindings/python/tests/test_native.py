@@ -441,3 +441,16 @@ def test_torch_sees_the_same_memory(shm):
     with pytest.raises(errors.DeviceUnsupported, match="meta"):
         buffer.put(0, torch.ones((2, 4), device="meta"))
     buffer.release()
+
+
+def test_jax_sees_the_same_memory(shm):
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    shm.serve(1)
+    buffer = shm.attention.acquire(0)
+    rows = jnp.arange(32, dtype=jnp.float32).reshape(2, 16)
+    got = shm.attention.wait(shm.attention.push_pull(buffer, [buffer.put(0, rows)]))
+    reply = got.tensor()
+    seen = jax.dlpack.from_dlpack(reply)
+    assert seen.unsafe_buffer_pointer() == reply.data_ptr and seen.shape == (2, 32)
+    assert (seen == jnp.concatenate([rows, rows], axis=1)).all()

@@ -260,7 +260,7 @@ impl Driven for Flights {
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
         if self.is_copying() {
-            rest(deadline);
+            rest();
             return Ok(());
         }
         self.attention.sleep(deadline)

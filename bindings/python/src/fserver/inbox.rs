@@ -232,7 +232,7 @@ impl Driven for Inbox {
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
         if !self.leaving.is_empty() {
-            rest(deadline);
+            rest();
             return Ok(());
         }
         self.ffn.sleep(deadline)

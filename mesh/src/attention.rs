@@ -334,7 +334,7 @@ impl AttentionMesh {
 
     /// Waits until the whole deployment is there.
     pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
-        let deadline = self.member.clock.now() + timeout;
+        let deadline = self.member.clock.after(timeout);
         loop {
             self.poll()?;
             if self.member.complete && self.check_linked().is_ok() {

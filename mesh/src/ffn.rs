@@ -420,7 +420,7 @@ impl FfnMesh {
 
     /// Waits until the whole deployment is there.
     pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
-        let deadline = self.member.clock.now() + timeout;
+        let deadline = self.member.clock.after(timeout);
         loop {
             self.poll()?;
             if self.member.complete {

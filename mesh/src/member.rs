@@ -76,10 +76,8 @@ impl Patience {
 
     /// What is left; none once it is over.
     pub(crate) fn left(&mut self, clock: &Clock) -> Option<Duration> {
-        let now = clock.now();
-        let deadline = self.deadline.or_else(|| now.checked_add(self.timeout));
-        self.deadline = deadline;
-        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+        let deadline = *self.deadline.get_or_insert_with(|| clock.after(self.timeout));
+        let left = deadline.saturating_duration_since(clock.now());
         (!left.is_zero()).then_some(left)
     }
 }

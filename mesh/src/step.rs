@@ -16,7 +16,7 @@ use crate::{AttentionMesh, Batch, FfnMesh, MeshError, Policy, Request, Segment, 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_proto::Part;
-use stepmesh_transport::GateSet;
+use stepmesh_transport::{Clock, GateSet};
 
 /// Polls between two looks at the clock, after which a thread whose CPU others need gives it up.
 const POLLS: u32 = 64;
@@ -69,7 +69,7 @@ impl AttentionStep {
     pub fn run(&mut self, mesh: &mut AttentionMesh, timeout: Duration) -> Result<(), MeshError> {
         begin(&*self.gates)?;
         (self.next, self.done) = (0, 0);
-        let deadline = Instant::now() + timeout;
+        let deadline = Clock::system().after(timeout);
         let outcome = self.until_done(mesh, deadline, timeout);
         if outcome.is_err() {
             self.gates.abort();
@@ -175,7 +175,7 @@ impl FfnStep {
         (self.arrived, self.done) = (0, 0);
         let slots = self.transfers.iter().map(|transfer| usize::from(transfer.microbatch) + 1).max();
         self.expected = (0..slots.unwrap_or_default()).map(|slot| self.of_microbatch(slot, 0)).collect();
-        let deadline = Instant::now() + timeout;
+        let deadline = Clock::system().after(timeout);
         match self.until_done(mesh, work, deadline, timeout) {
             Err(MeshError::Timeout(_)) if self.arrived == 0 => Ok(false),
             Err(error) => {

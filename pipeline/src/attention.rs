@@ -137,7 +137,7 @@ impl AttentionExecutor {
         let start_ns = self.mesh.clock().now_ns();
         let step = self.poll()?;
         if step != Step::Worked {
-            let deadline = self.mesh.clock().now() + timeout;
+            let deadline = self.mesh.clock().after(timeout);
             let asleep_ns = self.mesh.clock().now_ns();
             self.mesh.sleep(deadline)?;
             if step == Step::Stalled {

@@ -75,7 +75,7 @@ impl FfnExecutor {
         if self.poll()? == Step::Worked {
             return Ok(());
         }
-        let deadline: Instant = self.mesh.clock().now() + timeout;
+        let deadline: Instant = self.mesh.clock().after(timeout);
         if let Some(batch) = self.mesh.next_batch(self.policy, deadline - self.mesh.clock().now())? {
             self.process(batch)?;
         }

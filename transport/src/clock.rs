@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// A source of monotonic time. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Clock {
@@ -41,6 +43,12 @@ impl Clock {
         }
     }
 
+    /// `timeout` from now; a century from now where no instant is that late.
+    pub fn after(&self, timeout: Duration) -> Instant {
+        let now = self.now();
+        now.checked_add(timeout).unwrap_or(now + CENTURY)
+    }
+
     /// Nanoseconds of `CLOCK_MONOTONIC`, which all processes of one host share; a manual clock counts from its start.
     pub fn now_ns(&self) -> u64 {
         match &self.manual {
@@ -57,5 +65,18 @@ impl Clock {
         if let Some(elapsed_ns) = &self.manual {
             elapsed_ns.fetch_add(by.as_nanos() as u64, Ordering::AcqRel);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_out_is_too_long() {
+        let clock = Clock::system();
+        let far = clock.after(Duration::MAX);
+        assert!(far > clock.after(CENTURY / 2));
+        assert!(clock.after(Duration::from_secs(1)) < far);
     }
 }

@@ -86,7 +86,7 @@ fn admitted(
     mut interrupted: impl FnMut() -> bool,
     mut poll: impl FnMut(Instant) -> Result<bool, MeshError>,
 ) -> Result<(), JoinError> {
-    let deadline = Instant::now() + patience;
+    let deadline = Clock::system().after(patience);
     while !poll(deadline.min(Instant::now() + LOOK))? {
         if interrupted() {
             return Err(JoinError::Interrupted);

@@ -10,10 +10,10 @@ use crate::{AttentionMesh, MeshError, MeshEvent, Replies, Request, SendBuffer, T
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stepmesh_proto::Header;
 use stepmesh_proto::control::from_member;
-use stepmesh_transport::Waker;
+use stepmesh_transport::{Clock, Waker};
 
 /// Every FFN instance is linked.
 const LINKED: u32 = u32::MAX;
@@ -222,7 +222,7 @@ impl AttentionEngine {
         let seat = self.seat(ticket.slot)?.clone();
         let slot = &mut self.slots[usize::from(ticket.slot)];
         let arrived = || slot.outcome.take().or_else(|| seat.outcome());
-        let outcome = self.thread.wait_for(Instant::now() + timeout, arrived)?;
+        let outcome = self.thread.wait_for(Clock::system().after(timeout), arrived)?;
         let outcome = outcome.ok_or(MeshError::Timeout(timeout))?;
         *slot = Slot::default();
         outcome.map(|replies| OwnedReply { replies, seat })
@@ -244,7 +244,7 @@ impl AttentionEngine {
             Some(Ok(())) if !self.is_linked() => None,
             completed => completed,
         };
-        self.thread.wait_for(Instant::now() + timeout, completed)?.ok_or(MeshError::Timeout(timeout))?
+        self.thread.wait_for(Clock::system().after(timeout), completed)?.ok_or(MeshError::Timeout(timeout))?
     }
 
     /// Makes the current or next [`AttentionEngine::sleep`] return, from another thread.

@@ -7,9 +7,9 @@ use crate::layout::SlotLayout;
 use crate::sync::ArrayQueue;
 use crate::{Batch, FfnMesh, MeshError, MeshEvent, PartArray, Policy};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stepmesh_proto::control::from_member;
-use stepmesh_transport::Waker;
+use stepmesh_transport::{Clock, Waker};
 
 /// Batches that may wait to be answered; more make `respond` wait for the progress thread.
 const COMMANDS: usize = 1024;
@@ -101,7 +101,7 @@ impl FfnEngine {
             None if shared.standing.has_events() => Some(None),
             batch => batch.map(Some),
         };
-        let batch = self.thread.wait_for(Instant::now() + timeout, arrived);
+        let batch = self.thread.wait_for(Clock::system().after(timeout), arrived);
         shared.ask.withdraw();
         Ok(batch?.flatten().or_else(|| shared.batch.pop()))
     }
@@ -114,7 +114,7 @@ impl FfnEngine {
     /// Waits until the whole deployment is there.
     pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
         let completed = || self.shared.standing.completed();
-        self.thread.wait_for(Instant::now() + timeout, completed)?.ok_or(MeshError::Timeout(timeout))?
+        self.thread.wait_for(Clock::system().after(timeout), completed)?.ok_or(MeshError::Timeout(timeout))?
     }
 
     /// Makes the current or next [`FfnEngine::sleep`] return, from another thread.

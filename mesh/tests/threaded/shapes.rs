@@ -1,6 +1,6 @@
 //! Deployments of every shape, each attention instance with an application's thread of its own.
 
-use crate::deployment::{Deployment, MICROBATCHES, PATIENCE, PROVIDERS, Server, finish, send};
+use crate::deployment::{Deployment, MICROBATCHES, PATIENCE, PROVIDERS, Server, check, finish, send};
 use std::time::Duration;
 
 const ROUNDS: u32 = 60;
@@ -57,4 +57,16 @@ fn several_deployments_live_in_one_process() {
             scope.spawn(move || run(&Deployment::new(provider, 1, 2), 1, 2));
         }
     });
+}
+
+#[test]
+fn a_wait_may_be_as_long_as_a_duration_can_say() {
+    for provider in PROVIDERS {
+        let deployment = Deployment::new(provider, 1, 1);
+        let _server = Server::start(deployment.ffn(0));
+        let mut engine = deployment.attention(0);
+        engine.wait_complete(Duration::MAX).unwrap();
+        let sent = send(&mut engine, 0, 0, 1).unwrap();
+        check(&sent, &engine.wait(sent.ticket, Duration::MAX).unwrap());
+    }
 }

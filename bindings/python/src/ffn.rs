@@ -16,8 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_mesh::{Batch as MeshBatch, MeshError, Policy, Segment as MeshSegment, SlotLayout};
 use stepmesh_proto::Dtype;
-use stepmesh_transport::Waker;
-use stepmesh_transport::copy_for_peer;
+use stepmesh_transport::{Waker, copy_for_peer};
 
 /// Joins and starts a progress thread if one is asked for.
 pub(crate) fn join(py: Python<'_>, options: Options, layout: Option<SlotLayout>) -> Result<(Ffn, Waker), Failure> {

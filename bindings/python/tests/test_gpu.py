@@ -56,7 +56,7 @@ def run(tmp_path: Path):
     def run(program: str, driver: bool = True) -> None:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path if driver else tmp_path / "nowhere")}
         program = (PRELUDE if driver else "import stepmesh\nfrom stepmesh import errors\n") + textwrap.dedent(program)
-        subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment)
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
 
     return run
 
@@ -228,6 +228,26 @@ done.set()
 serving.join()
 worker.close()
 scheduler.close()
+""")
+
+
+def test_a_worker_that_leaves_keeps_what_a_stream_may_still_write(run):
+    run("""TRANSPORT = "shm"
+""" + FSERVER + """
+scheduler, done = stepmesh.Scheduler(1, 1), threading.Event()
+serving = threading.Thread(target=serve, args=(scheduler, done, lambda *_: None))
+serving.start()
+worker = _native.Worker(options(scheduler), 4, 1 << 20, 10.0)
+worker.wait_complete(30.0)
+own, gate = stream(), stepmesh.Gates(1)
+gate.hold(0, own)
+push = Cuda((256, 256), "float32")
+worker.push_pull([push], [1], [], [], own)
+worker.close()
+done.set()
+serving.join()
+gate.open(0)                                 # Only now is the slot written.
+finish(own)
 """)
 
 

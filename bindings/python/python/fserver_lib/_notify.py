@@ -156,7 +156,8 @@ class _Counters:
     def __init__(self, gpu: int) -> None:
         self.gpu = gpu
         self.flags = _native.StreamFlags(gpu)
-        self._values: dict[int, int] = {}
+        #: With the tensors, so that no other comes to lie at their addresses.
+        self._values: dict[int, tuple[Any, int]] = {}
 
     def value(self, seq: Any) -> int:
         """The value that ``seq`` has for what comes next on the stream."""
@@ -167,13 +168,13 @@ class _Counters:
         address = _address(seq)
         if address not in self._values:
             # Asked once: this waits for the stream.
-            self._values[address] = int(seq.reshape(-1)[0])
-        return self._values[address]
+            self._values[address] = (seq, int(seq.reshape(-1)[0]))
+        return self._values[address][1]
 
     def add_one(self, seq: Any, stream: int) -> None:
         value = self.value(seq) + 1
         self.flags.write(seq, value, stream)
-        self._values[_address(seq)] = value
+        self._values[_address(seq)] = (seq, value)
 
 
 _counters: _Counters | None = None

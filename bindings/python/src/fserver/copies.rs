@@ -3,12 +3,18 @@
 
 use crate::error::Failure;
 use crate::streams::Streams;
+use std::collections::HashMap;
+use std::time::Duration;
 use stepmesh_transport::cuda::{Context, CudaError, Gates, Stream};
-use stepmesh_transport::{GateSet, TransportError};
+use stepmesh_transport::{GateSet, Region, TransportError};
 
-/// Some bytes, from one address to another, of which at least one is the GPU's.
-#[derive(Clone, Copy)]
+/// How long a mesh that is closed waits for copies that are under way.
+const LAST_COPIES: Duration = Duration::from_secs(1);
+
+/// Some bytes, from one address to another: between a tensor on the GPU and a slot.
 pub(super) struct Piece {
+    /// What the slot is of.
+    pub(super) slot: Region,
     pub(super) from: usize,
     pub(super) to: usize,
     pub(super) bytes: usize,
@@ -19,6 +25,8 @@ pub(super) struct Copies {
     /// For tensors that are there already.
     own: Stream,
     streams: Streams,
+    /// By gate: the slots of what has not been seen to be over.
+    under_way: HashMap<usize, Vec<Region>>,
 }
 
 impl Copies {
@@ -27,7 +35,7 @@ impl Copies {
         let new = || -> Result<Self, CudaError> {
             let context = Context::open(gpu)?;
             let (gates, own) = (Gates::new(&context, gates)?, Stream::new(&context)?);
-            Ok(Self { gates, own, streams: Streams::new(context) })
+            Ok(Self { gates, own, streams: Streams::new(context), under_way: HashMap::new() })
         };
         Ok(new().map_err(TransportError::from)?)
     }
@@ -35,8 +43,10 @@ impl Copies {
     /// Copies the pieces behind what is on the program's stream, if one is given; the gate then says when.
     ///
     /// # Safety
-    /// The pieces are as [`Stream::copy_between`] wants them, until the gate has said so; the stream is one of this GPU.
-    pub(super) unsafe fn start(&self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
+    /// The pieces are as [`Stream::copy_between`] wants them, until the gate has said so; their slots are kept until then. The stream
+    /// is one of this GPU.
+    pub(super) unsafe fn start(&mut self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
+        self.under_way.insert(gate, pieces.iter().map(|piece| piece.slot.clone()).collect());
         let gate = self.gates.gate(gate).ok_or_else(|| Failure::Invalid(format!("no gate {gate}")))?;
         let put = |stream: &Stream| {
             // SAFETY: by the contract.
@@ -51,8 +61,23 @@ impl Copies {
     }
 
     /// Whether what was started with a gate is over; says so once.
-    pub(super) fn take(&self, gate: usize) -> bool {
-        self.gates.take(gate)
+    pub(super) fn take(&mut self, gate: usize) -> bool {
+        let over = self.gates.take(gate);
+        if over {
+            self.under_way.remove(&gate);
+        }
+        over
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        if self.under_way.is_empty() {
+            return;
+        }
+        // The own stream has nothing before its copies; the program's may have work for ever, and its slots are never freed.
+        let _ = self.own.finish(LAST_COPIES);
+        std::mem::forget(std::mem::take(&mut self.under_way));
     }
 }
 

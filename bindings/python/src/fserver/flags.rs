@@ -1,4 +1,4 @@
-//! Flags in host memory, by which two parties signal without a call between them.
+//! Flags, by which two parties signal without a call between them: in host memory, or set and awaited by a GPU's streams.
 
 use super::now_ns;
 use crate::error::Failure;
@@ -16,6 +16,19 @@ use stepmesh_transport::cuda::{Context, CudaError, Stream, Word};
 /// How long to spin between two looks at signals.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Refuses a tensor without a first element, or whose first is not aligned.
+fn check(view: &View, name: &str) -> Result<(), Failure> {
+    let bytes = view.dtype.bytes();
+    if view.bytes < bytes || !view.address.is_multiple_of(bytes) {
+        return Err(Failure::Invalid(format!("{name}: a flag is the first element of a tensor, and it has none")));
+    }
+    Ok(())
+}
+
+fn no_flag(name: &str) -> Failure {
+    Failure::Type(format!("{name}: a flag is an int32 or an int64"))
+}
+
 /// The first element of a tensor of integers.
 enum Flag<'a> {
     I32(&'a AtomicI32),
@@ -24,16 +37,13 @@ enum Flag<'a> {
 
 impl Flag<'_> {
     fn of<'a>(view: &'a View, name: &str) -> Result<Flag<'a>, Failure> {
-        let bytes = view.dtype.bytes();
-        if view.bytes < bytes || !view.address.is_multiple_of(bytes) {
-            return Err(Failure::Invalid(format!("{name}: a flag is the first element of a tensor, and it has none")));
-        }
+        check(view, name)?;
         match view.dtype {
             // SAFETY: aligned, in bounds, and held by the view; whoever else uses a flag does so atomically.
             Dtype::I32 => Ok(Flag::I32(unsafe { AtomicI32::from_ptr(view.address as *mut i32) })),
             // SAFETY: as above.
             Dtype::I64 => Ok(Flag::I64(unsafe { AtomicI64::from_ptr(view.address as *mut i64) })),
-            _ => Err(Failure::Type(format!("{name}: a flag is an int32 or an int64"))),
+            _ => Err(no_flag(name)),
         }
     }
 
@@ -109,14 +119,11 @@ impl StreamFlags {
 
     fn word(&self, flag: &Bound<'_, PyAny>, value: i64) -> Result<(u64, Word), Failure> {
         let view = view_near(flag, true, Some(self.gpu), &|| "flag".to_owned())?;
-        let bytes = view.dtype.bytes();
-        if view.bytes < bytes || !view.address.is_multiple_of(bytes) {
-            return Err(Failure::Invalid("flag: it is the first element of a tensor, and this has none".to_owned()));
-        }
+        check(&view, "flag")?;
         match view.dtype {
             Dtype::I32 => Ok((view.address as u64, Word::U32(value as u32))),
             Dtype::I64 => Ok((view.address as u64, Word::U64(value as u64))),
-            _ => Err(Failure::Type("flag: a flag is an int32 or an int64".to_owned())),
+            _ => Err(no_flag("flag")),
         }
     }
 }

@@ -70,9 +70,9 @@ impl Finished {
 }
 
 pub(super) struct Flights {
-    pub(super) attention: Attention,
-    /// Where tensors may be on a GPU; a gate for each slot.
+    /// Where tensors may be on a GPU; a gate for each slot. First, to be dropped first.
     pub(super) copies: Option<Copies>,
+    pub(super) attention: Attention,
     /// By slot.
     pub(super) flights: Vec<Option<(u64, Flight)>>,
     pub(super) finished: BTreeMap<u64, Finished>,
@@ -129,8 +129,8 @@ impl Flights {
         Some(Flight { stage, trip })
     }
 
-    fn is_copied(&self, slot: usize) -> bool {
-        self.copies.as_ref().is_none_or(|copies| copies.take(slot))
+    fn is_copied(&mut self, slot: usize) -> bool {
+        self.copies.as_mut().is_none_or(|copies| copies.take(slot))
     }
 
     /// Takes up what has come back, and has it copied to where it is waited for; whether that goes on.
@@ -156,7 +156,7 @@ impl Flights {
                     now_ns(),
                 ]);
             }
-            match &self.copies {
+            match &mut self.copies {
                 // SAFETY: the pulls are the GPU's, held with the flight and not to be touched by the program; the slot is not used
                 // again before the flight is over.
                 Some(copies) if !pieces.is_empty() => unsafe { copies.start(None, slot, &pieces) },
@@ -236,7 +236,8 @@ fn deliver(rank: usize, landed: &Landed, pulls: &[View], pieces: &mut Vec<Piece>
         let bytes = entry.bytes as usize;
         let place = from.start + entry.offset as usize;
         if bytes > 0 && pull.gpu.is_some() {
-            pieces.push(Piece { from: tensors.at(place..place + bytes)?.as_ptr() as usize, to: pull.address, bytes });
+            let from = tensors.at(place..place + bytes)?.as_ptr() as usize;
+            pieces.push(Piece { slot: tensors.clone(), from, to: pull.address, bytes });
         } else if bytes > 0 {
             // SAFETY: writable and held until the request is over; the program gave it to be written to.
             let to = unsafe { std::slice::from_raw_parts_mut(pull.address as *mut u8, bytes) };

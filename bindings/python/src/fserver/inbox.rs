@@ -60,9 +60,9 @@ impl Peer {
 }
 
 pub(super) struct Inbox {
-    pub(super) ffn: Ffn,
-    /// Where tensors may be on a GPU; a gate for each worker's slots, and one more.
+    /// Where tensors may be on a GPU; a gate for each worker's slots, and one more. First, to be dropped first.
     pub(super) copies: Option<Copies>,
+    pub(super) ffn: Ffn,
     pub(super) leaving: Vec<Leaving>,
     /// Tensors that were copied; let go of with the interpreter's lock in hand.
     pub(super) let_go: Vec<Py<PyAny>>,
@@ -132,7 +132,7 @@ impl Inbox {
 
     /// Sends the answers whose tensors are in their slots by now.
     fn send_off(&mut self) -> Result<(), MeshError> {
-        let Some(copies) = &self.copies else { return Ok(()) };
+        let Some(copies) = &mut self.copies else { return Ok(()) };
         let ready: Vec<Leaving> = self.leaving.extract_if(.., |leaving| copies.take(leaving.gate)).collect();
         for Leaving { batch, stamp, entries, bytes, keepers, .. } in ready {
             self.let_go.extend(keepers);

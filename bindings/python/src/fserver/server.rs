@@ -261,7 +261,7 @@ impl Server {
     /// Has the copy engines bring the tensors of a batch, and waits for them.
     fn bring(&self, py: Python<'_>, pieces: &[Piece]) -> Result<(), Failure> {
         let let_go = self.shared.with(py, |inner| {
-            if let Some(copies) = inner.copies.as_ref().filter(|_| !pieces.is_empty()) {
+            if let Some(copies) = inner.copies.as_mut().filter(|_| !pieces.is_empty()) {
                 // SAFETY: the slots are pinned, and kept until they are answered; the landings are this GPU's, and kept.
                 unsafe { copies.start(None, self.gate, pieces)? };
             }
@@ -272,7 +272,7 @@ impl Server {
             return Ok(());
         }
         let brought = self.shared.wait(py, PATIENCE, |inner| {
-            inner.copies.as_ref().is_none_or(|copies| copies.take(self.gate)).then_some(Ok(()))
+            inner.copies.as_mut().is_none_or(|copies| copies.take(self.gate)).then_some(Ok(()))
         })?;
         brought.ok_or_else(|| Failure::Timeout(format!("the GPU has not copied a batch after {PATIENCE:?}")))
     }
@@ -363,7 +363,8 @@ impl Server {
         let landing = &known[index];
         let from = &segment.part(1)[push.offset as usize..][..push.bytes as usize];
         if landing.view.gpu.is_some() && !from.is_empty() {
-            pieces.push(Piece { from: from.as_ptr() as usize, to: landing.view.address, bytes: from.len() });
+            let (slot, _) = segment.part_place(1).ok_or_else(|| Failure::Invalid("no tensors came".into()))?;
+            pieces.push(Piece { slot, from: from.as_ptr() as usize, to: landing.view.address, bytes: from.len() });
         } else if !from.is_empty() {
             // SAFETY: the view is held, writable and of this many bytes, and no slot.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), landing.view.address as *mut u8, from.len()) };
@@ -417,12 +418,14 @@ impl Server {
             let mut list = List::default();
             let mut entries = Vec::with_capacity(pulls.len());
             let mut pieces = Vec::new();
+            let place = batch.segments[0].reply_place(1);
             let room = batch.segments[0].reply_mut(1);
             for (mut pull, (view, bytes, shape)) in pulls.into_iter().zip(given) {
                 let offset = list.place(&mut pull);
                 let to = &mut room[offset..][..*bytes];
-                if view.gpu.is_some() && !to.is_empty() {
-                    pieces.push(Piece { from: view.address, to: to.as_ptr() as usize, bytes: *bytes });
+                if let (Some((slot, _)), Some(_)) = (&place, view.gpu.filter(|_| !to.is_empty())) {
+                    let (slot, to) = (slot.clone(), to.as_ptr() as usize);
+                    pieces.push(Piece { slot, from: view.address, to, bytes: *bytes });
                     stamp.copied_bytes += *bytes as u64;
                 } else if to.as_ptr() as usize != view.address && !to.is_empty() {
                     // SAFETY: both are valid for the bytes; they may overlap only where the program answers out of
@@ -437,7 +440,7 @@ impl Server {
             }
             stamp.respond_ns = respond_ns;
             let bytes = list.bytes();
-            match &inner.copies {
+            match &mut inner.copies {
                 Some(copies) if !pieces.is_empty() => {
                     let gate = batch.segments[0].rank() * self.slots + usize::from(batch.microbatch);
                     // SAFETY: the tensors are on this GPU and kept with the answer, as the slot is, which is pinned for it.

@@ -129,11 +129,13 @@ impl Worker {
             };
             let (mut request, pushes, pulls) = given.take()?;
             let (mut copied_bytes, mut pieces) = (0, Vec::new());
+            let place = slot.part_place(1);
             let room = slot.part_mut(1);
             for (entry, push) in request.pushes.iter().zip(&pushes) {
                 let to = &mut room[entry.offset as usize..][..push.bytes];
-                if push.gpu.is_some() && push.bytes > 0 {
-                    pieces.push(Piece { from: push.address, to: to.as_ptr() as usize, bytes: push.bytes });
+                if let (Some((slot, _)), Some(_)) = (&place, push.gpu.filter(|_| push.bytes > 0)) {
+                    let (slot, to) = (slot.clone(), to.as_ptr() as usize);
+                    pieces.push(Piece { slot, from: push.address, to, bytes: push.bytes });
                     copied_bytes += push.bytes as u64;
                 } else if to.as_ptr() as usize != push.address {
                     // SAFETY: both are valid for their bytes; they may overlap only where the program pushes out of
@@ -146,7 +148,7 @@ impl Worker {
             // About to be posted: a server may have answered before the post returns.
             let posted_ns = now_ns();
             let index = usize::from(slot.microbatch());
-            let stage = match &inner.copies {
+            let stage = match &mut inner.copies {
                 Some(copies) if !pieces.is_empty() => {
                     // SAFETY: the pushes are on this GPU, the slot is pinned for it, and both are kept with the flight.
                     let started = unsafe { copies.start(stream, index, &pieces) };

@@ -128,8 +128,14 @@ impl Arrivals {
         }
     }
 
-    /// Releases the oldest batch that the policy allows, and puts its ranks into `ranks`, ascending.
-    pub(crate) fn release(&mut self, policy: Policy, now_ns: u64, ranks: &mut Vec<usize>) -> Option<Released> {
+    /// Releases the oldest batch of a wanted slot that the policy allows, and puts its ranks into `ranks`, ascending.
+    pub(crate) fn release(
+        &mut self,
+        policy: Policy,
+        now_ns: u64,
+        wanted: impl Fn(u16) -> bool,
+        ranks: &mut Vec<usize>,
+    ) -> Option<Released> {
         ranks.clear();
         if self.waiting == 0 {
             return None;
@@ -139,6 +145,7 @@ impl Arrivals {
             let Some(waiting) = seat.waiting else { continue };
             let slot = (index / self.ranks) as u16;
             if oldest.is_none_or(|(order, _)| waiting.order < order)
+                && wanted(slot)
                 && self.is_ready(slot, seat.latest, waiting.since_ns, policy, now_ns)
             {
                 oldest = Some((waiting.order, Released { slot, group: seat.latest }));
@@ -158,6 +165,11 @@ impl Arrivals {
         }
         self.waiting -= ranks.len();
         Some(released)
+    }
+
+    /// Requests that have arrived so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.order
     }
 
     /// Whether a request has arrived and was not handed out.
@@ -201,7 +213,7 @@ mod tests {
 
         fn release(&mut self, policy: Policy) -> Option<(u16, u32, Vec<usize>)> {
             let mut ranks = Vec::new();
-            let released = self.arrivals.release(policy, self.now_ns, &mut ranks)?;
+            let released = self.arrivals.release(policy, self.now_ns, |_| true, &mut ranks)?;
             Some((released.slot, released.group, ranks))
         }
 

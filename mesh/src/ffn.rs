@@ -319,16 +319,26 @@ impl FfnMesh {
 
     /// The oldest batch that the policy allows now, if there is one. Makes no progress by itself.
     pub fn try_next_batch(&mut self, policy: Policy) -> Option<Batch> {
-        self.release(policy, None)
+        self.release(policy, None, |_| true)
     }
 
-    /// As [`FfnMesh::try_next_batch`] at a time that the caller knows.
-    fn release(&mut self, policy: Policy, now_ns: Option<u64>) -> Option<Batch> {
+    /// As [`FfnMesh::try_next_batch`], of the microbatches that `wanted` names; what waits of others goes on waiting.
+    pub fn try_next_batch_of(&mut self, policy: Policy, wanted: impl Fn(u16) -> bool) -> Option<Batch> {
+        self.release(policy, None, wanted)
+    }
+
+    /// Requests that have arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.arrivals.count()
+    }
+
+    /// At a time that the caller may know.
+    fn release(&mut self, policy: Policy, now_ns: Option<u64>, wanted: impl Fn(u16) -> bool) -> Option<Batch> {
         if !self.arrivals.is_waited_on() {
             return None;
         }
         let now_ns = now_ns.unwrap_or_else(|| self.member.clock.now_ns());
-        let released = self.arrivals.release(policy, now_ns, &mut self.released)?;
+        let released = self.arrivals.release(policy, now_ns, wanted, &mut self.released)?;
         let mut segments = self.spare.pop().unwrap_or_default();
         for &rank in &self.released {
             let seat = usize::from(released.slot) * self.member.peers + rank;
@@ -370,7 +380,7 @@ impl FfnMesh {
         let mut patience = Patience::new(timeout);
         loop {
             self.poll()?;
-            if let Some(batch) = self.release(policy, self.member.arrived_ns) {
+            if let Some(batch) = self.release(policy, self.member.arrived_ns, |_| true) {
                 return Ok(Some(batch));
             }
             if !self.member.events.is_empty() {

@@ -46,7 +46,7 @@ impl Slot {
                 self.arrivals.arrived(0, rank, u32::from(sequence), false, 0);
             }
         }
-        let released = self.arrivals.release(Policy::All, 0, &mut self.batch);
+        let released = self.arrivals.release(Policy::All, 0, |_| true, &mut self.batch);
         self.batch.iter().for_each(|rank| self.arrivals.answered(0, *rank));
         for (rank, counter) in self.replies.iter_mut().enumerate() {
             if !landed(counter) || !self.tickets.replied(0, rank, None) {

@@ -34,26 +34,65 @@ pub struct Transfer {
     pub app: [u8; 16],
 }
 
+/// The transfers of each microbatch in their order, and which of them is next.
+struct Order {
+    microbatches: Vec<u16>,
+    next: Vec<Option<usize>>,
+}
+
+impl Order {
+    /// # Errors
+    /// [`MeshError::Transfer`] if there are fewer gates than transfers, or no transfer.
+    fn new(gates: &dyn GateSet, microbatches: Vec<u16>) -> Result<Self, MeshError> {
+        if microbatches.is_empty() || microbatches.len() > gates.len() {
+            let (transfers, gates) = (microbatches.len(), gates.len());
+            return Err(MeshError::Transfer(format!(
+                "a step of {transfers} transfers with {gates} gates: one for each"
+            )));
+        }
+        let slots = microbatches.iter().map(|microbatch| usize::from(*microbatch) + 1).max().unwrap_or_default();
+        Ok(Self { microbatches, next: vec![None; slots] })
+    }
+
+    fn restart(&mut self) {
+        (0..self.next.len()).for_each(|slot| self.next[slot] = self.first(slot, 0));
+    }
+
+    /// The first transfer of a microbatch that is not before `from`.
+    fn first(&self, slot: usize, from: usize) -> Option<usize> {
+        let is_of = |microbatch: &u16| usize::from(*microbatch) == slot;
+        self.microbatches[from..].iter().position(is_of).map(|at| from + at)
+    }
+
+    fn next(&self, slot: usize) -> Option<usize> {
+        self.next.get(slot).copied().flatten()
+    }
+
+    fn advance(&mut self, slot: usize) {
+        self.next[slot] = self.next[slot].and_then(|at| self.first(slot, at + 1));
+    }
+}
+
 /// The attention side of a step.
 pub struct AttentionStep {
     gates: Arc<dyn GateSet>,
     transfers: Vec<Transfer>,
-    /// The first that was not announced: they are in the order in which the stream comes to them.
-    next: usize,
+    /// What the stream will announce.
+    order: Order,
     /// By microbatch: the transfer under way.
     under_way: Vec<Option<(usize, Ticket)>>,
     done: usize,
 }
 
 impl AttentionStep {
-    /// A step of these transfers, in the order in which the stream announces them.
+    /// A step of these transfers, those of a microbatch in the order in which the stream announces them.
     ///
     /// # Errors
     /// [`MeshError::Transfer`] if there are fewer gates than transfers, or no transfer.
     pub fn new(gates: Arc<dyn GateSet>, transfers: Vec<Transfer>) -> Result<Self, MeshError> {
-        check(&*gates, &transfers)?;
-        let slots = transfers.iter().map(|transfer| usize::from(transfer.microbatch) + 1).max().unwrap_or_default();
-        Ok(Self { gates, transfers, next: 0, under_way: vec![None; slots], done: 0 })
+        let order = Order::new(&*gates, transfers.iter().map(|transfer| transfer.microbatch).collect())?;
+        let under_way = vec![None; order.next.len()];
+        Ok(Self { gates, transfers, order, under_way, done: 0 })
     }
 
     /// What a transfer says of its tensors: their rows may differ from step to step.
@@ -64,41 +103,64 @@ impl AttentionStep {
     /// Moves the descriptors of one replay, which was or will be launched, until the last gate is open.
     ///
     /// # Errors
-    /// [`MeshError::Timeout`], a lost peer, a failed transfer, or a stream that announces a microbatch again before it has
-    /// passed its gate: the replay is given up then, and its tickets are cancelled.
+    /// [`MeshError::Timeout`], and those of [`AttentionStep::turn`].
     pub fn run(&mut self, mesh: &mut AttentionMesh, timeout: Duration) -> Result<(), MeshError> {
-        begin(&*self.gates)?;
-        (self.next, self.done) = (0, 0);
-        let deadline = Clock::system().after(timeout);
-        let outcome = self.until_done(mesh, deadline, timeout);
-        if outcome.is_err() {
-            self.gates.abort();
-            self.under_way.iter_mut().filter_map(Option::take).for_each(|(_, ticket)| mesh.cancel(ticket));
+        self.begin(|transfer| transfer.group)?;
+        let (deadline, mut polls) = (Clock::system().after(timeout), 0);
+        loop {
+            if let Err(error) = mesh.poll().and_then(|()| pause(&mut polls, deadline, timeout)) {
+                self.give_up(mesh);
+                return Err(error);
+            }
+            if self.turn(mesh)? {
+                return Ok(());
+            }
         }
-        outcome
     }
 
-    fn until_done(&mut self, mesh: &mut AttentionMesh, deadline: Instant, timeout: Duration) -> Result<(), MeshError> {
-        let mut polls = 0;
-        while self.done < self.transfers.len() {
-            mesh.poll()?;
-            self.push(mesh)?;
-            self.pull(mesh)?;
-            pause(&mut polls, deadline, timeout)?;
-        }
+    /// Begins a replay, for one who polls the mesh and takes [turns](AttentionStep::turn). `group` says each transfer's group, in the
+    /// order of the transfers: where several attention instances take part, those of a microbatch have to grow from replay to
+    /// replay, or an FFN instance would not wait for all of them.
+    ///
+    /// # Errors
+    /// [`MeshError::Transfer`] if the last replay was given up and its gates are not closed.
+    pub fn begin(&mut self, mut group: impl FnMut(&Transfer) -> u32) -> Result<(), MeshError> {
+        begin(&*self.gates)?;
+        self.order.restart();
+        self.done = 0;
+        self.transfers.iter_mut().for_each(|transfer| transfer.group = group(transfer));
         Ok(())
+    }
+
+    /// Moves the descriptors that can be moved now; true when the last gate is open. Does not poll.
+    ///
+    /// # Errors
+    /// A lost peer, a failed transfer, or a stream that announces a microbatch again before it has passed its gate: the replay is
+    /// given up then.
+    pub fn turn(&mut self, mesh: &mut AttentionMesh) -> Result<bool, MeshError> {
+        let moved = self.push(mesh).and_then(|()| self.pull(mesh));
+        if let Err(error) = moved {
+            self.give_up(mesh);
+            return Err(error);
+        }
+        Ok(self.done == self.transfers.len())
+    }
+
+    /// Gives the replay up: every gate opens, tickets are cancelled, and what the stream computes is worth nothing.
+    pub fn give_up(&mut self, mesh: &mut AttentionMesh) {
+        self.gates.abort();
+        self.under_way.iter_mut().filter_map(Option::take).for_each(|(_, ticket)| mesh.cancel(ticket));
     }
 
     /// Sends what the stream has announced.
     fn push(&mut self, mesh: &mut AttentionMesh) -> Result<(), MeshError> {
-        while let Some(transfer) = self.transfers.get(self.next)
-            && self.gates.take(self.next)
-        {
-            let buffer = mesh.acquire(transfer.microbatch)?;
-            let Transfer { group, app, ref parts, .. } = *transfer;
+        for slot in 0..self.under_way.len() {
+            let Some(at) = self.order.next(slot).filter(|at| self.gates.take(*at)) else { continue };
+            let Transfer { microbatch, group, app, ref parts } = self.transfers[at];
+            let buffer = mesh.acquire(microbatch)?;
             let ticket = mesh.push_pull(buffer, Request { group, app, parts, leave: false })?;
-            self.under_way[usize::from(transfer.microbatch)] = Some((self.next, ticket));
-            self.next += 1;
+            self.under_way[slot] = Some((at, ticket));
+            self.order.advance(slot);
         }
         Ok(())
     }
@@ -126,7 +188,7 @@ pub trait FfnWork {
     /// them now.
     ///
     /// # Errors
-    /// Ends the step.
+    /// Fails the requests and ends the step: they are not those that the stream will compute.
     fn arrived(&mut self, transfer: usize, batch: &Batch) -> Result<(), MeshError>;
 
     /// The stream has produced a segment's reply: says which parts of it are in use.
@@ -136,106 +198,108 @@ pub trait FfnWork {
     fn answer(&mut self, transfer: usize, segment: &mut Segment) -> Result<(), MeshError>;
 }
 
-/// The FFN side of a step: a fixed order of transfers, each of all attention instances ([`Policy::All`]).
+/// The FFN side of a step: a fixed order of transfers, each of all attention instances ([`Policy::All`]). Requests for other
+/// microbatches, and those that come after a microbatch's last, are left for others and for the next replay.
 pub struct FfnStep {
     gates: Arc<dyn GateSet>,
-    transfers: Vec<Transfer>,
-    /// The first whose requests have not come, of each microbatch.
-    expected: Vec<usize>,
-    /// What the stream works on.
-    batches: Vec<Option<Batch>>,
-    arrived: usize,
+    /// What is to come.
+    order: Order,
+    /// By microbatch: what the stream works on.
+    under_way: Vec<Option<(usize, Batch)>>,
+    has_begun: bool,
     done: usize,
 }
 
 impl FfnStep {
-    /// A step of these transfers, in the order in which the stream passes their gates; of each only microbatch and group count.
+    /// A step of transfers of these microbatches, those of a microbatch in the order in which the stream passes their gates.
     ///
     /// # Errors
     /// [`MeshError::Transfer`] if there are fewer gates than transfers, or no transfer.
-    pub fn new(gates: Arc<dyn GateSet>, transfers: Vec<Transfer>) -> Result<Self, MeshError> {
-        check(&*gates, &transfers)?;
-        let batches = transfers.iter().map(|_| None).collect();
-        Ok(Self { gates, transfers, expected: Vec::new(), batches, arrived: 0, done: 0 })
+    pub fn new(gates: Arc<dyn GateSet>, microbatches: Vec<u16>) -> Result<Self, MeshError> {
+        let order = Order::new(&*gates, microbatches)?;
+        let under_way = order.next.iter().map(|_| None).collect();
+        Ok(Self { gates, order, under_way, has_begun: false, done: 0 })
     }
 
     /// Moves the descriptors of one replay, which was or will be launched; false if no request has come within `timeout`: the
     /// replay then still waits at its first gate.
     ///
     /// # Errors
-    /// As for [`AttentionStep::run`], and [`MeshError::Transfer`] for a request that is not the next of its microbatch. The stream
-    /// may write the replies to requests that were not answered until it is idle, so they are answered, as failed, when the next
-    /// replay begins.
+    /// [`MeshError::Timeout`], and those of [`FfnStep::turn`].
     pub fn run(&mut self, mesh: &mut FfnMesh, work: &mut impl FfnWork, timeout: Duration) -> Result<bool, MeshError> {
-        begin(&*self.gates)?;
-        for mut batch in self.batches.iter_mut().filter_map(Option::take) {
-            batch.segments.iter_mut().for_each(|segment| segment.fail("step given up"));
-            mesh.respond(batch)?;
-        }
-        (self.arrived, self.done) = (0, 0);
-        let slots = self.transfers.iter().map(|transfer| usize::from(transfer.microbatch) + 1).max();
-        self.expected = (0..slots.unwrap_or_default()).map(|slot| self.of_microbatch(slot, 0)).collect();
-        let deadline = Clock::system().after(timeout);
-        match self.until_done(mesh, work, deadline, timeout) {
-            Err(MeshError::Timeout(_)) if self.arrived == 0 => Ok(false),
-            Err(error) => {
-                self.gates.abort();
-                Err(error)
+        self.begin(mesh)?;
+        let (deadline, mut polls) = (Clock::system().after(timeout), 0);
+        loop {
+            match mesh.poll().and_then(|()| pause(&mut polls, deadline, timeout)) {
+                Err(MeshError::Timeout(_)) if !self.has_begun => return Ok(false),
+                Err(error) => {
+                    self.give_up();
+                    return Err(error);
+                }
+                Ok(()) => {}
             }
-            Ok(()) => Ok(true),
+            if self.turn(mesh, work)? {
+                return Ok(true);
+            }
         }
     }
 
-    fn until_done(
-        &mut self,
-        mesh: &mut FfnMesh,
-        work: &mut impl FfnWork,
-        deadline: Instant,
-        timeout: Duration,
-    ) -> Result<(), MeshError> {
-        let mut polls = 0;
-        while self.done < self.transfers.len() {
-            mesh.poll()?;
-            while let Some(batch) = mesh.try_next_batch(Policy::All) {
-                self.arrive(mesh, batch, work)?;
-            }
-            self.answer(mesh, work)?;
-            pause(&mut polls, deadline, timeout)?;
+    /// Begins a replay, for one who polls the mesh and takes [turns](FfnStep::turn). What the last one left unanswered is answered
+    /// now, as failed: until its stream was idle, it may have written there.
+    ///
+    /// # Errors
+    /// [`MeshError::Transfer`] if the last replay was given up and its gates are not closed.
+    pub fn begin(&mut self, mesh: &mut FfnMesh) -> Result<(), MeshError> {
+        begin(&*self.gates)?;
+        for (_, batch) in self.under_way.iter_mut().filter_map(Option::take) {
+            fail(mesh, batch, "step given up")?;
         }
+        (self.has_begun, self.done) = (false, 0);
+        self.order.restart();
         Ok(())
     }
 
-    /// The first transfer of a microbatch that is not before `from`.
-    fn of_microbatch(&self, microbatch: usize, from: usize) -> usize {
-        let is_of = |transfer: &Transfer| usize::from(transfer.microbatch) == microbatch;
-        self.transfers[from..].iter().position(is_of).map_or(self.transfers.len(), |at| from + at)
+    /// Moves the descriptors that can be moved now; true when the last reply is on its way. Does not poll.
+    ///
+    /// # Errors
+    /// As `work` and the mesh say: the replay is given up then.
+    pub fn turn(&mut self, mesh: &mut FfnMesh, work: &mut impl FfnWork) -> Result<bool, MeshError> {
+        let moved = self.arrive(mesh, work).and_then(|()| self.answer(mesh, work));
+        if let Err(error) = moved {
+            self.give_up();
+            return Err(error);
+        }
+        Ok(self.done == self.order.microbatches.len())
     }
 
-    fn arrive(&mut self, mesh: &mut FfnMesh, mut batch: Batch, work: &mut impl FfnWork) -> Result<(), MeshError> {
-        let microbatch = usize::from(batch.microbatch);
-        let next = self.expected.get(microbatch).copied().unwrap_or(self.transfers.len());
-        if self.transfers.get(next).is_none_or(|transfer| transfer.group != batch.group) {
-            let expected = self.transfers.get(next).map_or("none".into(), |transfer| transfer.group.to_string());
-            let group = batch.group;
-            batch.segments.iter_mut().for_each(|segment| segment.fail("out of step"));
-            mesh.respond(batch)?;
-            let what = format!("group {group} of microbatch {microbatch} came, the step's next is {expected}");
-            return Err(MeshError::Transfer(what));
+    /// Gives the replay up: every gate opens, and what the stream computes is worth nothing.
+    pub fn give_up(&mut self) {
+        self.gates.abort();
+    }
+
+    /// Opens the gates of what is here.
+    fn arrive(&mut self, mesh: &mut FfnMesh, work: &mut impl FfnWork) -> Result<(), MeshError> {
+        for slot in 0..self.under_way.len() {
+            let Some(at) = self.order.next(slot).filter(|_| self.under_way[slot].is_none()) else { continue };
+            let is_of = |microbatch| usize::from(microbatch) == slot;
+            let Some(batch) = mesh.try_next_batch_of(Policy::All, is_of) else { continue };
+            if let Err(error) = work.arrived(at, &batch) {
+                fail(mesh, batch, "out of step")?;
+                return Err(error);
+            }
+            self.under_way[slot] = Some((at, batch));
+            self.has_begun = true;
+            self.gates.open(at);
+            self.order.advance(slot);
         }
-        work.arrived(next, &batch)?;
-        self.expected[microbatch] = self.of_microbatch(microbatch, next + 1);
-        self.batches[next] = Some(batch);
-        self.arrived += 1;
-        self.gates.open(next);
         Ok(())
     }
 
     /// Sends what the stream has produced.
     fn answer(&mut self, mesh: &mut FfnMesh, work: &mut impl FfnWork) -> Result<(), MeshError> {
-        // The stream takes them in order.
-        while self.batches.get(self.done).is_some_and(Option::is_some) && self.gates.take(self.done) {
-            let Some(mut batch) = self.batches[self.done].take() else { break };
-            batch.segments.iter_mut().try_for_each(|segment| work.answer(self.done, segment))?;
+        for under_way in &mut self.under_way {
+            let Some((at, mut batch)) = under_way.take_if(|(at, _)| self.gates.take(*at)) else { continue };
+            batch.segments.iter_mut().try_for_each(|segment| work.answer(at, segment))?;
             mesh.respond(batch)?;
             self.done += 1;
         }
@@ -243,12 +307,9 @@ impl FfnStep {
     }
 }
 
-fn check(gates: &dyn GateSet, transfers: &[Transfer]) -> Result<(), MeshError> {
-    if transfers.is_empty() || transfers.len() > gates.len() {
-        let (transfers, gates) = (transfers.len(), gates.len());
-        return Err(MeshError::Transfer(format!("a step of {transfers} transfers with {gates} gates: one for each")));
-    }
-    Ok(())
+fn fail(mesh: &mut FfnMesh, mut batch: Batch, why: &str) -> Result<(), MeshError> {
+    batch.segments.iter_mut().for_each(|segment| segment.fail(why));
+    mesh.respond(batch)
 }
 
 fn begin(gates: &dyn GateSet) -> Result<(), MeshError> {

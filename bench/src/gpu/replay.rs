@@ -123,15 +123,16 @@ fn reply_part(hidden: usize) -> Part {
     Part { key: 3, dtype: Element::F32, rows: ROWS as u32, row_bytes: hidden as u32 * 4, offset: 0 }
 }
 
+/// The microbatches of a step's transfers: all of them, layer by layer.
+fn microbatches() -> impl Iterator<Item = u16> {
+    (0..LAYERS * MICROBATCHES).map(|index| (index % MICROBATCHES) as u16)
+}
+
 fn transfers(config: &ModelConfig) -> Vec<Transfer> {
     let parts = request_parts(config.top_k, config.hidden_size);
-    let transfer = |index: usize| Transfer {
-        microbatch: (index % MICROBATCHES) as u16,
-        group: (index / MICROBATCHES) as u32,
-        parts: parts.clone(),
-        app: [0; 16],
-    };
-    (0..LAYERS * MICROBATCHES).map(transfer).collect()
+    let layers = (0..LAYERS * MICROBATCHES).map(|index| (index / MICROBATCHES) as u32);
+    let transfer = |(microbatch, group)| Transfer { microbatch, group, parts: parts.clone(), app: [0; 16] };
+    microbatches().zip(layers).map(transfer).collect()
 }
 
 fn missing(what: &str) -> BenchError {
@@ -372,7 +373,7 @@ fn serve(
     *told.kernels.lock().unwrap_or_else(PoisonError::into_inner) = Some(kernels);
     let graphs = [ffn.capture(What::Transfers)?, ffn.capture(What::Both)?];
     told.is_ready.store(true, Ordering::Release);
-    let mut step = FfnStep::new(ffn.gates.clone(), transfers(&ffn.config))?;
+    let mut step = FfnStep::new(ffn.gates.clone(), microbatches().collect())?;
     let mut work = Fixed(reply_part(ffn.config.hidden_size));
     for replay in 0.. {
         graphs[usize::from(replay >= rehearsals)].launch(&ffn.stream)?;

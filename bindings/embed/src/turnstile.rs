@@ -5,6 +5,7 @@
 //! ```text
 //!   with(f)          try the lock; else count as a guest, wake the driver, take the lock
 //!   wait(.., check)  lead: poll, check, sleep   or follow: check when the leader says that something has changed
+//!   drive(turn)      lead without sleeping; whoever sleeps with the value gives it up, and follows
 //! ```
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +16,9 @@ use stepmesh_transport::Waker;
 
 /// The longest that a follower sleeps without looking.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Polls without sleeping, after which a thread whose CPU others need gives it up.
+const POLLS: u32 = 64;
 
 /// What a turnstile guards.
 pub trait Driven {
@@ -32,6 +36,8 @@ pub struct Turnstile<T> {
     waker: Waker,
     guests: AtomicUsize,
     leading: AtomicBool,
+    /// Threads that lead without sleeping, or want to.
+    drivers: AtomicUsize,
     followers: AtomicUsize,
     changes: Mutex<u64>,
     changed: Condvar,
@@ -64,6 +70,7 @@ impl<T: Driven> Turnstile<T> {
             waker,
             guests: AtomicUsize::new(0),
             leading: AtomicBool::new(false),
+            drivers: AtomicUsize::new(0),
             followers: AtomicUsize::new(0),
             changes: Mutex::new(0),
             changed: Condvar::new(),
@@ -112,14 +119,19 @@ impl<T: Driven> Turnstile<T> {
         mut check: impl FnMut(&mut T) -> Option<R>,
     ) -> Result<Option<R>, MeshError> {
         loop {
-            if !self.leading.swap(true, Ordering::Acquire) {
+            let found = if self.drivers.load(Ordering::SeqCst) == 0 && !self.leading.swap(true, Ordering::Acquire) {
                 let _lead = Lead(self);
-                return self.lead(deadline, check);
-            }
-            self.followers.fetch_add(1, Ordering::SeqCst);
-            let followed = self.follow(deadline, &mut check);
-            self.followers.fetch_sub(1, Ordering::SeqCst);
-            match followed? {
+                self.lead(&mut check, |inner| {
+                    let is_over = self.drivers.load(Ordering::SeqCst) > 0 || Instant::now() >= deadline;
+                    if is_over { Ok(true) } else { inner.sleep(deadline).map(|()| false) }
+                })
+            } else {
+                self.followers.fetch_add(1, Ordering::SeqCst);
+                let followed = self.follow(deadline, &mut check);
+                self.followers.fetch_sub(1, Ordering::SeqCst);
+                followed
+            };
+            match found? {
                 Some(found) => return Ok(Some(found)),
                 None if Instant::now() >= deadline => return Ok(None),
                 None => {}
@@ -127,7 +139,42 @@ impl<T: Driven> Turnstile<T> {
         }
     }
 
-    fn lead<R>(&self, deadline: Instant, mut check: impl FnMut(&mut T) -> Option<R>) -> Result<Option<R>, MeshError> {
+    /// Polls without sleeping until `turn` gives something: for what no event announces, such as a word that a GPU writes. Those
+    /// that wait follow meanwhile.
+    pub fn drive<R>(&self, mut turn: impl FnMut(&mut T) -> Option<R>) -> Result<R, MeshError> {
+        self.drivers.fetch_add(1, Ordering::SeqCst);
+        let driven = loop {
+            if self.leading.swap(true, Ordering::Acquire) {
+                self.waker.wake();
+                std::thread::yield_now();
+                continue;
+            }
+            let _lead = Lead(self);
+            let mut polls = 0_u32;
+            let driven = self.lead(&mut turn, |_| {
+                polls = polls.wrapping_add(1);
+                if polls.is_multiple_of(POLLS) {
+                    std::thread::yield_now();
+                }
+                Ok(false)
+            });
+            if let Some(driven) = driven.transpose() {
+                break driven;
+            }
+        };
+        self.drivers.fetch_sub(1, Ordering::SeqCst);
+        if self.followers.load(Ordering::SeqCst) > 0 {
+            self.announce();
+        }
+        driven
+    }
+
+    /// Polls and checks; `rest` is what is done when there was nothing, and says whether that is the end of it.
+    fn lead<R>(
+        &self,
+        check: &mut impl FnMut(&mut T) -> Option<R>,
+        mut rest: impl FnMut(&mut T) -> Result<bool, MeshError>,
+    ) -> Result<Option<R>, MeshError> {
         let mut settled = 0;
         let mut inner = self.inner.lock().map_err(|_| MeshError::Panicked)?;
         loop {
@@ -142,9 +189,6 @@ impl<T: Driven> Turnstile<T> {
                     self.announce();
                 }
             }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
             if self.guests.load(Ordering::SeqCst) > 0 {
                 drop(inner);
                 while self.guests.load(Ordering::SeqCst) > 0 {
@@ -153,8 +197,14 @@ impl<T: Driven> Turnstile<T> {
                 inner = self.inner.lock().map_err(|_| MeshError::Panicked)?;
                 continue;
             }
-            inner.sleep(deadline)?;
+            if rest(&mut inner)? {
+                return Ok(None);
+            }
         }
+    }
+
+    fn is_led(&self) -> bool {
+        self.leading.load(Ordering::Acquire) || self.drivers.load(Ordering::SeqCst) > 0
     }
 
     /// Looks, and when there is nothing waits for a change, or for the lead to become free.
@@ -169,9 +219,7 @@ impl<T: Driven> Turnstile<T> {
         }
         let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
-        let waited = self
-            .changed
-            .wait_timeout_while(changes, left, |changes| *changes == seen && self.leading.load(Ordering::Acquire));
+        let waited = self.changed.wait_timeout_while(changes, left, |changes| *changes == seen && self.is_led());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
         Ok(None)
     }
@@ -268,6 +316,35 @@ mod tests {
         for (wanted, waiter) in waiters.into_iter().enumerate() {
             assert_eq!(waiter.join().unwrap(), Some(wanted as u32));
         }
+    }
+
+    #[test]
+    fn one_that_drives_gets_the_value_from_one_that_sleeps_and_has_it_follow() {
+        let (turnstile, send) = post();
+        let waiting = turnstile.clone();
+        let waiter = std::thread::spawn(move || {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            waiting.wait(deadline, |post| post.here.pop_front()).unwrap()
+        });
+        while !turnstile.leading.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let mut turns = 0;
+        let driven = turnstile.drive(|_| {
+            turns += 1;
+            (turns == 10_000).then_some(turns)
+        });
+        assert_eq!(driven.unwrap(), 10_000);
+        assert!(!waiter.is_finished());
+        let mut sent = false;
+        let driven = turnstile.drive(|post| {
+            if !std::mem::replace(&mut sent, true) {
+                send.send(Some(5)).unwrap();
+            }
+            (post.arrived == 1 && post.here.is_empty()).then_some(())
+        });
+        driven.unwrap();
+        assert_eq!(waiter.join().unwrap(), Some(5));
     }
 
     #[test]

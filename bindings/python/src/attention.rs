@@ -53,7 +53,7 @@ pub(crate) fn join(
 /// An attention instance.
 #[pyclass(frozen, subclass, module = "stepmesh._native")]
 pub(crate) struct AttentionMesh {
-    shared: Arc<Shared<Attention>>,
+    pub(crate) shared: Arc<Shared<Attention>>,
 }
 
 /// What `push_pull` returns and `wait` consumes.
@@ -254,22 +254,53 @@ impl AttentionMesh {
         Ok(SendBuffer { buffer: Mutex::new(Some(buffer)), microbatch })
     }
 
+    /// Where a request part is produced, whoever has its slot now: for work that is captured ahead.
+    #[pyo3(signature = (microbatch, part=0, shape=None, dtype=None))]
+    fn request_tensor(
+        &self,
+        py: Python<'_>,
+        microbatch: u16,
+        part: usize,
+        shape: Option<Vec<usize>>,
+        dtype: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Tensor> {
+        let place = self.shared.with(py, |attention| Ok(attention.driven()?.request_place(microbatch, part)))?;
+        Ok(Tensor::at(place, dtype, shape)?)
+    }
+
+    /// Where an FFN instance's reply part lands, as `request_tensor`.
+    #[pyo3(signature = (rank, microbatch, part=0, shape=None, dtype=None))]
+    fn reply_tensor(
+        &self,
+        py: Python<'_>,
+        rank: usize,
+        microbatch: u16,
+        part: usize,
+        shape: Option<Vec<usize>>,
+        dtype: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Tensor> {
+        let place = self.shared.with(py, |attention| Ok(attention.driven()?.reply_place(rank, microbatch, part)))?;
+        Ok(Tensor::at(place, dtype, shape)?)
+    }
+
     /// Sends an acquired slot to every FFN instance; the ticket stands for all their replies. A request that is refused
-    /// gives the slot back.
-    #[pyo3(signature = (buffer, parts, group=0, app=None, leave=false))]
+    /// gives the slot back. Without a group it is one more than the microbatch's last without.
+    #[pyo3(signature = (buffer, parts, group=Some(0), app=None, leave=false))]
     fn push_pull(
         &self,
         py: Python<'_>,
         buffer: &Bound<'_, SendBuffer>,
         parts: &Bound<'_, PyAny>,
-        group: u32,
+        group: Option<u32>,
         app: Option<&[u8]>,
         leave: bool,
     ) -> PyResult<Ticket> {
         let parts = Parts::read(parts)?;
         let app = app.map_or(Ok([0; 16]), self::app)?;
+        let microbatch = buffer.get().microbatch;
         let buffer = buffer.get().take()?;
         let ticket = self.shared.with(py, |attention| {
+            let group = group.unwrap_or_else(|| attention.next_group(microbatch));
             let request = Request { group, app, parts: parts.in_use(), leave };
             Ok(attention.push_pull(buffer, request)?)
         })?;

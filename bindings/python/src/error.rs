@@ -33,6 +33,8 @@ pub(crate) enum Failure {
     Mesh(MeshError),
     /// The control plane's.
     Control(ControlError),
+    /// What was said before, by the exception's name and words.
+    Again(&'static str, String),
     /// Already an exception.
     Python(PyErr),
 }
@@ -51,11 +53,17 @@ impl Failure {
             Self::Timeout(_) => "Timeout",
             Self::Mesh(error) => mesh_class(error),
             Self::Control(error) => control_class(error),
+            Self::Again(class, _) => class,
             Self::Python(_) => "StepmeshError",
         }
     }
 
-    fn words(&self) -> String {
+    /// To be raised another time.
+    pub(crate) fn again(&self) -> Self {
+        Self::Again(self.class(), self.words())
+    }
+
+    pub(crate) fn words(&self) -> String {
         match self {
             Self::Invalid(words)
             | Self::Type(words)
@@ -64,7 +72,8 @@ impl Failure {
             | Self::Device(words)
             | Self::Lost(words)
             | Self::Peer(words)
-            | Self::Timeout(words) => words.clone(),
+            | Self::Timeout(words)
+            | Self::Again(_, words) => words.clone(),
             Self::Forked => "this mesh was joined before a fork, in the parent process: join after forking, or use \
                              the `spawn` start method"
                 .to_owned(),

@@ -38,7 +38,7 @@ pub(crate) fn join(py: Python<'_>, options: Options, layout: Option<SlotLayout>)
 /// An FFN instance.
 #[pyclass(frozen, subclass, module = "stepmesh._native")]
 pub(crate) struct FfnMesh {
-    shared: Arc<Shared<Ffn>>,
+    pub(crate) shared: Arc<Shared<Ffn>>,
 }
 
 /// The requests of one microbatch and group, a segment each. One that is dropped without an answer fails its requests.
@@ -253,13 +253,14 @@ impl FfnMesh {
         Ok(complete.ok_or(Failure::Mesh(MeshError::Timeout(timeout)))?)
     }
 
-    /// The next batch that the policy allows, or None after `timeout` seconds.
-    #[pyo3(signature = (policy=None, timeout=Some(1.0)))]
+    /// The next batch that the policy allows, or None after `timeout` seconds; of `microbatches` only if they are given.
+    #[pyo3(signature = (policy=None, timeout=Some(1.0), microbatches=None))]
     fn next_batch(
         &self,
         py: Python<'_>,
         policy: Option<&Bound<'_, PyAny>>,
         timeout: Option<f64>,
+        microbatches: Option<Vec<u16>>,
     ) -> PyResult<Option<Batch>> {
         let (policy, timeout) = (self::policy(policy)?, seconds(timeout)?);
         // Before the first poll, which else would ask by the policy of an earlier call.
@@ -268,7 +269,7 @@ impl FfnMesh {
             Ok(())
         })?;
         let batch = self.shared.wait(py, timeout, |ffn| {
-            let batch = ffn.try_next_batch(policy);
+            let batch = ffn.try_next_batch(policy, microbatches.as_deref());
             ffn.wanted = if batch.is_some() { None } else { Some(policy) };
             batch.map(Ok)
         });
@@ -293,6 +294,36 @@ impl FfnMesh {
         let taken = batch.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
         let taken = taken.ok_or_else(|| Failure::Invalid("batch: it has been answered".to_owned()))?;
         Ok(self.shared.with(py, |ffn| Ok(ffn.respond(taken)?))?)
+    }
+
+    /// Where an attention instance's request part lands, before anything has come: for work that is captured ahead.
+    #[pyo3(signature = (rank, microbatch, part=0, shape=None, dtype=None))]
+    fn request_tensor(
+        &self,
+        py: Python<'_>,
+        rank: usize,
+        microbatch: u16,
+        part: usize,
+        shape: Option<Vec<usize>>,
+        dtype: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Tensor> {
+        let place = self.shared.with(py, |ffn| Ok(ffn.driven()?.request_place(rank, microbatch, part)))?;
+        Ok(Tensor::at(place, dtype, shape)?)
+    }
+
+    /// Where the reply part for an attention instance is produced, as `request_tensor`.
+    #[pyo3(signature = (rank, microbatch, part=0, shape=None, dtype=None))]
+    fn reply_tensor(
+        &self,
+        py: Python<'_>,
+        rank: usize,
+        microbatch: u16,
+        part: usize,
+        shape: Option<Vec<usize>>,
+        dtype: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Tensor> {
+        let place = self.shared.with(py, |ffn| Ok(ffn.driven()?.reply_place(rank, microbatch, part)))?;
+        Ok(Tensor::at(place, dtype, shape)?)
     }
 
     /// Where a request part of a microbatch lies for all ranks: the address of rank 0's first row, and the bytes from one

@@ -13,6 +13,7 @@ mod member;
 mod options;
 mod part;
 mod process;
+mod replays;
 mod scheduler;
 mod shared;
 mod streams;
@@ -48,6 +49,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ffn::Segment>()?;
     module.add_class::<gates::Gates>()?;
     module.add_class::<part::Part>()?;
+    module.add_class::<replays::AttentionReplays>()?;
+    module.add_class::<replays::FfnReplays>()?;
     module.add_class::<scheduler::Scheduler>()?;
     module.add_class::<tensor::Tensor>()?;
     module.add_class::<fserver::Server>()?;

@@ -96,6 +96,8 @@ pub(crate) struct Attention {
     /// Replies of an engine's, which hold their microbatch until they are given back.
     held: Vec<Option<OwnedReply>>,
     outstanding: Vec<Option<Ticket>>,
+    /// The last group of each microbatch of those that were counted here.
+    groups: Vec<u32>,
 }
 
 /// Where bytes lie.
@@ -106,6 +108,19 @@ pub(crate) struct Landed {
     pub(crate) parts: Vec<(Part, Option<Place>)>,
     pub(crate) app: [u8; 16],
     pub(crate) trace: Trace,
+}
+
+fn counted(groups: &mut [u32], microbatch: u16) -> u32 {
+    groups.get_mut(usize::from(microbatch)).map_or(0, |group| {
+        *group = if *group >= u32::MAX - 1 { 0 } else { *group + 1 };
+        *group
+    })
+}
+
+fn threaded() -> Failure {
+    Failure::Invalid(
+        "progress: \"thread\": slots' places and captured steps are for members that their caller drives".into(),
+    )
 }
 
 fn landed(replies: &Replies) -> Vec<Landed> {
@@ -138,7 +153,21 @@ impl Attention {
         };
         let count = usize::from(microbatches);
         let held = (0..count).map(|_| None).collect();
-        Ok((Self { kind, rank, ffn, news: News::default(), held, outstanding: vec![None; count] }, waker))
+        let (outstanding, groups) = (vec![None; count], vec![0; count]);
+        Ok((Self { kind, rank, ffn, news: News::default(), held, outstanding, groups }, waker))
+    }
+
+    /// One group more than the last that was counted, for a microbatch that there is.
+    pub(crate) fn next_group(&mut self, microbatch: u16) -> u32 {
+        counted(&mut self.groups, microbatch)
+    }
+
+    /// The member itself, for one who calls only while nobody else does.
+    pub(crate) fn driven(&mut self) -> Result<&mut AttentionMesh, Failure> {
+        match &mut self.kind {
+            AttentionKind::Driven(mesh) => Ok(mesh),
+            AttentionKind::Threaded(_) => Err(threaded()),
+        }
     }
 
     /// Everybody is there, and linked.
@@ -310,6 +339,14 @@ impl Ffn {
         }
     }
 
+    /// The member itself, for one who calls only while nobody else does.
+    pub(crate) fn driven(&mut self) -> Result<&mut FfnMesh, Failure> {
+        match &mut self.kind {
+            FfnKind::Driven(mesh) => Ok(mesh),
+            FfnKind::Threaded { .. } => Err(threaded()),
+        }
+    }
+
     pub(crate) fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
         match &self.kind {
             FfnKind::Driven(mesh) => mesh.part_array(microbatch, part),
@@ -317,11 +354,15 @@ impl Ffn {
         }
     }
 
-    /// The oldest batch that the policy allows, if there is one now.
-    pub(crate) fn try_next_batch(&mut self, policy: Policy) -> Option<Batch> {
+    /// The oldest batch of these microbatches, of any if none are named, that the policy allows, if there is one now.
+    pub(crate) fn try_next_batch(&mut self, policy: Policy, microbatches: Option<&[u16]>) -> Option<Batch> {
+        let is_wanted = |microbatch: u16| microbatches.is_none_or(|wanted| wanted.contains(&microbatch));
         match &mut self.kind {
-            FfnKind::Driven(mesh) => mesh.try_next_batch(policy),
-            FfnKind::Threaded { released, .. } => released.pop_front(),
+            FfnKind::Driven(mesh) => mesh.try_next_batch_of(policy, is_wanted),
+            FfnKind::Threaded { released, .. } => {
+                let at = released.iter().position(|batch| is_wanted(batch.microbatch))?;
+                released.remove(at)
+            }
         }
     }
 
@@ -369,7 +410,11 @@ impl Driven for Ffn {
     }
 
     fn settled(&mut self) -> u64 {
-        (self.news.events.len() + self.news.released.len()) as u64
+        let arrived = match &self.kind {
+            FfnKind::Driven(mesh) => mesh.arrived(),
+            FfnKind::Threaded { released, .. } => released.len() as u64,
+        };
+        arrived << 16 | (self.news.events.len() + self.news.released.len()) as u64
     }
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {

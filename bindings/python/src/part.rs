@@ -50,7 +50,7 @@ impl Part {
         self.0.key
     }
 
-    fn __repr__(&self) -> String {
+    pub(crate) fn __repr__(&self) -> String {
         let MeshPart { key, rows, row_bytes, dtype, .. } = self.0;
         format!("stepmesh.Part(rows={rows}, row_bytes={row_bytes}, dtype={:?}, key={key})", dtype::name(dtype))
     }

@@ -94,6 +94,15 @@ impl<T: Driven + Send + 'static> Shared<T> {
         self.turnstile.with(|slot| slot.0.as_mut().map(body)).ok()?
     }
 
+    /// Polls without sleeping until `turn` gives something; also where the interpreter's lock is not at hand.
+    pub(crate) fn drive<R>(&self, mut turn: impl FnMut(&mut T) -> Option<Result<R, Failure>>) -> Result<R, Failure> {
+        self.check()?;
+        self.turnstile.drive(|slot| match &mut slot.0 {
+            None => Some(Err(closed())),
+            Some(inner) => self.check().err().map(Err).or_else(|| turn(inner)),
+        })?
+    }
+
     /// Polls until `check` gives something, for at most `timeout`; raises what signal handlers raise.
     pub(crate) fn wait<R: Send>(
         &self,

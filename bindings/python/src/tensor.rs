@@ -67,6 +67,17 @@ impl Tensor {
         Ok(Self { region, address, bytes, dtype, shape, readonly })
     }
 
+    /// As [`Tensor::new`], of a place that is known ahead, if it is.
+    pub(crate) fn at(
+        place: Option<(Region, Range<usize>)>,
+        dtype: Option<&Bound<'_, PyAny>>,
+        shape: Option<Vec<usize>>,
+    ) -> Result<Self, Failure> {
+        let dtype = dtype.map_or(Ok(Dtype::Bytes), dtype::extract)?;
+        let place = place.ok_or_else(|| Failure::Invalid("part: no link, microbatch or part of that number".into()))?;
+        Self::new(place, dtype, shape, false)
+    }
+
     /// What is in use of a part: `[rows, elements of a row]`, or bytes where the type does not divide the row.
     pub(crate) fn of_part(part: &Part, place: (Region, Range<usize>), readonly: bool) -> Result<Self, Failure> {
         let (rows, row_bytes) = (part.rows as usize, part.row_bytes as usize);

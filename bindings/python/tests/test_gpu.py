@@ -350,6 +350,284 @@ except errors.InvalidArgument as error:
 """)
 
 
+#: As much of PyTorch as the connector uses, on the double: tensors on the GPU, a current stream for each thread.
+TORCH = """
+import types
+
+arena, used, lock = ctypes.c_uint64(), 0, threading.Lock()
+cuda("cuCtxSetCurrent", context)
+cuda("cuMemAlloc_v2", ctypes.byref(arena), ctypes.c_size_t(16 << 20))
+
+def take(count):
+    global used
+    with lock:
+        used += -(-count // 64) * 64
+        return arena.value + used - -(-count // 64) * 64
+
+class Tensor:
+    def __init__(self, shape, dtype, address=None, hold=None, device="cuda:0"):
+        self.shape, self.dtype, self.device, self.hold = tuple(shape), dtype, device, hold
+        self.is_cuda = device != "cpu"
+        self.size = np.dtype(str(dtype).rpartition(".")[2]).itemsize
+        self.address = take(self.nbytes) if address is None else address
+    @property
+    def nbytes(self):
+        return int(np.prod(self.shape)) * self.size
+    def __len__(self):
+        return self.shape[0]
+    def element_size(self):
+        return self.size
+    def __getitem__(self, rows):
+        start, end, _ = rows.indices(len(self))
+        row = self.nbytes // max(len(self), 1)
+        return Tensor((end - start, *self.shape[1:]), self.dtype, self.address + start * row, self, self.device)
+    def copy_(self, other, non_blocking=False):
+        assert self.nbytes == other.nbytes and self.dtype == other.dtype
+        copy(self.address, other.address, self.nbytes, mine.stream)
+        if other.device == "cpu" and not non_blocking:
+            finish(mine.stream)
+        return self
+    def clone(self):
+        return self.to("cuda:0", copy=True)
+    def to(self, device, non_blocking=False, copy=False):
+        assert device == "cuda:0"
+        return Tensor(self.shape, self.dtype).copy_(self, non_blocking) if copy or device != self.device else self
+    def cpu(self):
+        return self
+    def numpy(self):
+        array = np.zeros(self.shape, str(self.dtype).rpartition(".")[2])
+        copy(array.ctypes.data, self.address, self.nbytes, mine.stream)
+        finish(mine.stream)
+        return array
+    def set(self, array):
+        copy(self.address, np.ascontiguousarray(array).ctypes.data, self.nbytes, mine.stream)
+        finish(mine.stream)
+
+def frombuffer(data, dtype):
+    array = np.frombuffer(data, "uint8")
+    return Tensor(array.shape, dtype, array.ctypes.data, array, "cpu")
+
+def cat(tensors):
+    whole, start = Tensor((sum(map(len, tensors)), *tensors[0].shape[1:]), tensors[0].dtype), 0
+    for tensor in tensors:
+        whole[start : start + len(tensor)].copy_(tensor)
+        start += len(tensor)
+    return whole
+
+class Stream:
+    def __init__(self, handle):
+        self.cuda_stream = handle
+    def synchronize(self):
+        finish(self.cuda_stream)
+
+mine = threading.local()
+torch = types.ModuleType("torch")
+torch.Tensor, torch.frombuffer, torch.cat = Tensor, frombuffer, cat
+torch.float32, torch.uint8, torch.bfloat16 = "torch.float32", "torch.uint8", "torch.bfloat16"
+torch.empty = lambda shape, dtype, device: Tensor(shape, dtype, device=str(device))
+torch.from_dlpack = lambda slot: Tensor(slot.shape, "torch." + slot.dtype, slot.data_ptr, slot, slot.device)
+torch.cuda = types.SimpleNamespace(
+    is_available=lambda: True, current_stream=lambda gpu: Stream(mine.stream), is_current_stream_capturing=lambda: capturing())
+sys.modules["torch"] = torch
+
+def capturing():
+    status = ctypes.c_int()
+    cuda("cuCtxSetCurrent", context)
+    cuda("cuStreamGetCaptureInfo_v2", ctypes.c_void_p(mine.stream), ctypes.byref(status), ctypes.byref(ctypes.c_uint64()),
+         None, None, None)
+    return status.value == 1
+
+def capture(body):
+    graph, made = ctypes.c_void_p(), ctypes.c_void_p()
+    cuda("cuCtxSetCurrent", context)
+    cuda("cuStreamBeginCapture_v2", ctypes.c_void_p(mine.stream), 0)
+    result = body()
+    cuda("cuCtxSetCurrent", context)
+    cuda("cuStreamEndCapture", ctypes.c_void_p(mine.stream), ctypes.byref(graph))
+    cuda("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, ctypes.c_ulonglong(0))
+    return made, result
+
+def launch(graph):
+    cuda("cuCtxSetCurrent", context)
+    cuda("cuGraphLaunch", graph, ctypes.c_void_p(mine.stream))
+
+from stepmesh.vllm import StepMeshAFDConnector, TransferContext, TransferMetadata
+
+LAYERS, STAGES, HIDDEN = 6, 3, 16
+def connector(role, rank, **more):
+    afd = types.SimpleNamespace(
+        role=role, host="127.0.0.1", port=PORT, afd_server_rank=rank, num_attention_servers=A, num_ffn_servers=F,
+        num_afd_stages=STAGES, afd_extra_config=dict(
+            hidden_size=HIDDEN, max_tokens=8, element_bytes=4, timeout=20.0, transport=TRANSPORT, tensors="torch",
+            reduce="paired", gpu=0, graphs=3) | more)
+    model = types.SimpleNamespace(dtype=torch.float32, hf_config=types.SimpleNamespace(num_hidden_layers=LAYERS))
+    made = StepMeshAFDConnector(rank, 0, types.SimpleNamespace(afd_config=afd, model_config=model))
+    made.init_afd_connector()
+    return made
+
+def counts(tokens):
+    of_stage = types.SimpleNamespace(num_tokens_across_dp_cpu=[tokens + rank for rank in range(A)])
+    return types.SimpleNamespace(dp_metadata_list={stage: of_stage for stage in range(STAGES)})
+
+def turned(hidden):
+    # The "FFN": each row turned by one element, by copies.
+    out, row = Tensor(hidden.shape, hidden.dtype), 4 * HIDDEN
+    for index in range(len(hidden)):
+        to, source = out.address + index * row, hidden.address + index * row
+        copy(to, source + 4, row - 4, mine.stream)
+        copy(to + row - 4, source, 4, mine.stream)
+    return out
+
+def ffn_layers(mesh, layers=LAYERS):
+    keep = []
+    for layer in range(layers):
+        for stage in range(STAGES):
+            payload = mesh.recv_attn_output(ubatch_idx=stage)
+            keep += [payload.hidden_states, turned(payload.hidden_states)]
+            mesh.send_ffn_output(keep[-1], payload.context)
+    return keep
+
+def attention_layers(mesh, states, layers=LAYERS):
+    for layer in range(layers):
+        for stage, state in enumerate(states):
+            metadata = TransferMetadata.create_attention_metadata(layer_idx=layer, stage_idx=stage, seq_len=len(state))
+            mesh.send_attn_output(state, TransferContext(metadata))
+        for stage, state in enumerate(states):
+            assert mesh.recv_ffn_output(state, ubatch_idx=stage) is state
+
+def start(*sides):
+    failed = []
+    def guarded(side, *arguments):
+        mine.stream = stream()
+        try:
+            side(*arguments)
+        except BaseException:
+            failed.append(traceback.format_exc())
+    threads = [threading.Thread(target=guarded, args=side) for side in sides]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not failed, failed[0]
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    PORT = probe.getsockname()[1]
+"""
+
+
+@pytest.mark.parametrize("transport, attention, ffn", [("shm", 2, 1), ("shm", 2, 2), ("tcp", 1, 1)])
+def test_the_vllm_connector_is_captured_and_replayed(run, transport, attention, ffn):
+    run(f"TRANSPORT, A, F = {transport!r}, {attention}, {ffn}\nimport socket, sys, traceback\n" + TORCH + """
+STEPS = [step % 3 for step in range(60)]     # 0: eagerly, 1 and 2: a graph of so many tokens, and its rank more.
+
+def serve(rank):
+    mesh, graphs = connector("ffn", rank), {}
+    for tokens in (1, 2):
+        mesh.control_plane.update_state_from_dp_metadata(counts(tokens))
+        graphs[tokens] = capture(lambda: ffn_layers(mesh))
+    for step in STEPS:
+        plan = mesh.control_plane.recv_dp_metadata_list()
+        assert plan == {"step": step}
+        keep = launch(graphs[step][0]) if step else ffn_layers(mesh)
+    mesh.receive_control()
+    finish(mine.stream)
+    mesh.close()
+
+def ask(rank):
+    mesh, graphs, states = connector("attention", rank), {}, {}
+    for tokens in (1, 2):
+        states[tokens] = [Tensor((tokens + rank, HIDDEN), torch.float32) for _ in range(STAGES)]
+        graphs[tokens] = capture(lambda: attention_layers(mesh, states[tokens]))
+    states[0] = [Tensor((stage, HIDDEN), torch.float32) for stage in range(STAGES)]
+    for number, step in enumerate(STEPS):
+        values = [np.random.default_rng(number * 7 + stage + 100 * rank).random(state.shape, "float32")
+                  for stage, state in enumerate(states[step])]
+        for state, value in zip(states[step], values):
+            state.set(value)
+        mesh.control_plane.send_dp_metadata_list({"step": step})
+        if step:
+            launch(graphs[step][0])
+        else:
+            attention_layers(mesh, states[0])
+        finish(mine.stream)
+        for state, value in zip(states[step], values):
+            assert (state.numpy() == np.roll(value, -LAYERS, axis=1)).all(), (number, step)
+    mesh.send_control(b"bye")
+    time.sleep(0.3)
+    mesh.close()
+
+start(*[(serve, rank) for rank in range(F)], *[(ask, rank) for rank in range(A)])
+""")
+
+
+def test_a_captured_step_that_cannot_be_replayed_says_why_and_holds_no_stream(run):
+    run("TRANSPORT, A, F = 'shm', 1, 1\nimport socket, sys, traceback\n" + TORCH + """
+def refused(error, words, call):
+    try:
+        call()
+    except error as raised:
+        assert words in str(raised), raised
+    else:
+        raise AssertionError(f"{words}: it was not refused")
+
+mismatch, ended = threading.Event(), threading.Event()
+def serve():
+    mesh = connector("ffn", 0)
+    refused(errors.InvalidArgument, "control plane", lambda: capture(lambda: ffn_layers(mesh)))
+    mine.stream = stream()                   # That capture is left open.
+    mesh.control_plane.update_state_from_dp_metadata(counts(2))
+    graph, _ = capture(lambda: ffn_layers(mesh))
+    launch(graph)
+    finish(mine.stream)                      # Wrong rows: it goes on, and the next call says so.
+    refused(errors.InvalidArgument, "rows=1", lambda: mesh.recv_attn_output(ubatch_idx=0))
+    launch(graph)
+    finish(mine.stream)
+    refused(errors.InvalidArgument, "the graph takes", lambda: mesh.receive_control())
+    mismatch.set()
+    ended.wait(20)
+    mesh.close()
+
+def ask():
+    mesh = connector("attention", 0)
+    states = [Tensor((1, HIDDEN), torch.float32) for _ in range(STAGES)]
+    refused(errors.PeerFailed, "out of step", lambda: attention_layers(mesh, states))
+    mismatch.wait(20)
+    ended.set()
+    mesh.close()
+
+start((serve,), (ask,))
+
+ready = threading.Event()
+def vanish():
+    mesh = connector("ffn", 0)
+    mesh.control_plane.update_state_from_dp_metadata(counts(1))
+    ready.wait(20)
+    ffn_layers(mesh, 2)
+    mesh.close()
+
+def is_left():
+    mesh = connector("attention", 0)
+    states = [Tensor((1, HIDDEN), torch.float32) for _ in range(STAGES)]
+    for _ in range(3):
+        graph, _ = capture(lambda: attention_layers(mesh, states))
+    refused(errors.InvalidArgument, "graphs: 3", lambda: capture(lambda: attention_layers(mesh, states)))
+    mine.stream = stream()
+    ready.set()
+    launch(graph)
+    finish(mine.stream)                      # It ends, though nobody answers.
+    for _ in range(100):
+        try:
+            mesh.send_attn_output(states[0], TransferContext(TransferMetadata(0, 0, [1])))
+            mesh.recv_ffn_output(states[0])
+        except errors.StepmeshError as error:
+            lost = error
+            break
+    assert isinstance(lost, (errors.PeerLost, errors.NotLinked, errors.PeerFailed, errors.TransportFailed)), lost
+    mesh.close()
+
+start((vanish,), (is_left,))
+""")
+
+
 def test_gates_that_make_no_sense_are_refused(run):
     run("""
     gates, own = stepmesh.Gates(2), stream()

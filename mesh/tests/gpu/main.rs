@@ -242,7 +242,7 @@ fn steps_that_make_no_sense_are_refused() {
             assert!(
                 AttentionStep::new(gates.clone(), transfers()).is_err_and(|error| error.to_string().contains("gates"))
             );
-            assert!(FfnStep::new(gates.clone(), transfers()).is_err());
+            assert!(FfnStep::new(gates.clone(), vec![0; count]).is_err());
         }
         let mut step = AttentionStep::new(gates.clone(), vec![transfer()]).unwrap();
         assert_eq!(step.parts_mut(0), Some(&mut vec![part()]));

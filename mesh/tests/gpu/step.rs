@@ -12,6 +12,11 @@ use stepmesh_transport::{GateSet, Region};
 const LAYERS: usize = 8;
 const MICROBATCHES: usize = SLOTS as usize;
 
+/// The microbatches of all transfers, layer by layer.
+fn microbatches() -> Vec<u16> {
+    transfers().iter().map(|transfer| transfer.microbatch).collect()
+}
+
 fn transfers() -> Vec<Transfer> {
     let transfer = |index: usize| Transfer {
         microbatch: (index % MICROBATCHES) as u16,
@@ -88,7 +93,7 @@ impl FfnWork for Work {
 pub(crate) fn serve(mut mesh: FfnMesh, replays: u32) {
     mesh.wait_complete(PATIENCE).unwrap();
     let captured = capture_ffn(&mesh);
-    let mut step = FfnStep::new(captured.gates.clone(), transfers()).unwrap();
+    let mut step = FfnStep::new(captured.gates.clone(), microbatches()).unwrap();
     let started = Instant::now();
     for replay in 0..replays {
         captured.graph.launch(&captured.stream).unwrap();
@@ -107,7 +112,7 @@ pub(crate) fn serve(mut mesh: FfnMesh, replays: u32) {
 pub(crate) fn serve_and_vanish(mut mesh: FfnMesh, replays: u32, transfers_of_last: usize) {
     mesh.wait_complete(PATIENCE).unwrap();
     let captured = capture_ffn(&mesh);
-    let mut step = FfnStep::new(captured.gates.clone(), transfers()).unwrap();
+    let mut step = FfnStep::new(captured.gates.clone(), microbatches()).unwrap();
     for replay in 0..=replays {
         captured.graph.launch(&captured.stream).unwrap();
         let mut work = Work(if replay < replays { usize::MAX } else { transfers_of_last });

@@ -4,7 +4,7 @@ use crate::machine::{self, BIAS, Kind, MEMORY};
 use crate::stream::{self, Operation, Stream, word};
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUgraph, CUgraphExec, CUipcMemHandle, CUmemorytype, CUresult, CUstream,
-    CUstreamBatchMemOpParams, CUstreamBatchMemOpType as Kinds, CUstreamCaptureMode,
+    CUstreamBatchMemOpParams, CUstreamBatchMemOpType as Kinds, CUstreamCaptureMode, CUstreamCaptureStatus as Capture,
 };
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
@@ -441,6 +441,27 @@ unsafe extern "C" fn cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph) -
         let captured = unsafe { stream_of(stream) }.end_capture().ok_or(CUresult::CUDA_ERROR_ILLEGAL_STATE)?;
         // SAFETY: as above.
         unsafe { give(graph, Box::into_raw(Box::new(captured)).cast()) }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuStreamGetCaptureInfo_v2(
+    stream: CUstream,
+    status: *mut Capture,
+    id: *mut u64,
+    _graph: *mut CUgraph,
+    _dependencies: *mut *const c_void,
+    _count: *mut usize,
+) -> CUresult {
+    within("cuStreamGetCaptureInfo_v2", || {
+        // SAFETY: as above.
+        let capture = unsafe { stream_of(stream) }.capture_id();
+        let active = Capture::CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        let answer = if capture.is_some() { active } else { Capture::CU_STREAM_CAPTURE_STATUS_NONE };
+        // SAFETY: the caller's pointers.
+        unsafe { give(status, answer) }?;
+        // SAFETY: as above.
+        unsafe { give(id, capture.unwrap_or_default()) }
     })
 }
 

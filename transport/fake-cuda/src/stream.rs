@@ -20,8 +20,8 @@ pub(crate) struct Stream {
     queue: Sender<Vec<Operation>>,
     /// Operations that are not over.
     pending: Arc<AtomicUsize>,
-    /// What a capture has gathered, while there is one.
-    capture: Mutex<Option<Vec<Operation>>>,
+    /// The number of a capture and what it has gathered, while there is one.
+    capture: Mutex<Option<(u64, Vec<Operation>)>>,
 }
 
 impl Stream {
@@ -37,7 +37,7 @@ impl Stream {
     /// Adds operations that nothing comes between.
     pub(crate) fn add(&self, operations: Vec<Operation>) {
         match &mut *self.captured() {
-            Some(captured) => captured.extend(operations),
+            Some((_, captured)) => captured.extend(operations),
             None => {
                 self.pending.fetch_add(operations.len(), Ordering::AcqRel);
                 let _ = self.queue.send(operations);
@@ -50,7 +50,11 @@ impl Stream {
     }
 
     pub(crate) fn is_capturing(&self) -> bool {
-        self.captured().is_some()
+        self.capture_id().is_some()
+    }
+
+    pub(crate) fn capture_id(&self) -> Option<u64> {
+        self.captured().as_ref().map(|(id, _)| *id)
     }
 
     pub(crate) fn begin_capture(&self) -> CUresult {
@@ -58,15 +62,16 @@ impl Stream {
         if captured.is_some() {
             return CUresult::CUDA_ERROR_ILLEGAL_STATE;
         }
-        *captured = Some(Vec::new());
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        *captured = Some((IDS.fetch_add(1, Ordering::Relaxed), Vec::new()));
         CUresult::CUDA_SUCCESS
     }
 
     pub(crate) fn end_capture(&self) -> Option<Vec<Operation>> {
-        self.captured().take()
+        self.captured().take().map(|(_, operations)| operations)
     }
 
-    fn captured(&self) -> std::sync::MutexGuard<'_, Option<Vec<Operation>>> {
+    fn captured(&self) -> std::sync::MutexGuard<'_, Option<(u64, Vec<Operation>)>> {
         self.capture.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 const OLDEST: i32 = 12_000;
 
 /// Every entry point that is called; without one of them `cudarc` would panic.
-const ENTRY_POINTS: [&CStr; 33] = [
+const ENTRY_POINTS: [&CStr; 34] = [
     c"cuInit",
     c"cuDriverGetVersion",
     c"cuDeviceGetCount",
@@ -40,6 +40,7 @@ const ENTRY_POINTS: [&CStr; 33] = [
     c"cuStreamBatchMemOp_v2",
     c"cuStreamBeginCapture_v2",
     c"cuStreamEndCapture",
+    c"cuStreamGetCaptureInfo_v2",
     c"cuGraphInstantiateWithFlags",
     c"cuGraphLaunch",
     c"cuGraphExecDestroy",

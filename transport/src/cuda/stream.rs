@@ -4,6 +4,7 @@ use super::{Context, CudaError};
 use crate::{Memory, Region};
 use cudarc::driver::sys::{
     self, CUdeviceptr, CUmemorytype, CUpointer_attribute, CUresult, CUstream, CUstream_flags, CUstreamBatchMemOpParams,
+    CUstreamCaptureStatus,
 };
 use std::fmt;
 use std::ops::Range;
@@ -206,6 +207,24 @@ impl Stream {
         let (count, first) = (operations.len() as u32, operations.as_mut_ptr());
         // SAFETY: so many operations, valid by the contract.
         self.context.call("cuStreamBatchMemOp", || unsafe { sys::cuStreamBatchMemOp_v2(self.raw, count, first, 0) })
+    }
+
+    /// Which capture what is put on it now goes into, a number that no other capture of this process has; none if it is executed.
+    ///
+    /// # Errors
+    /// [`CudaError::Capture`] if the capture was spoiled; the device is lost.
+    pub fn capture(&self) -> Result<Option<u64>, CudaError> {
+        let (mut status, mut id) = (CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE, 0);
+        let (graph, dependencies, count) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the first two pointers are valid, and the others are not wanted.
+        let look =
+            || unsafe { sys::cuStreamGetCaptureInfo_v2(self.raw, &mut status, &mut id, graph, dependencies, count) };
+        self.context.call("cuStreamGetCaptureInfo", look)?;
+        match status {
+            CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(None),
+            CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Ok(Some(id)),
+            _ => Err(CudaError::Capture { name: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED".into() }),
+        }
     }
 
     /// Whether all work on it is over; memory that only its work referred to is let go then.

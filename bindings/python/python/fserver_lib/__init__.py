@@ -11,10 +11,9 @@ import os
 from typing import Any, Iterable
 
 import stepmesh
-from stepmesh import _native
+from stepmesh import _native, _streams
 from stepmesh.errors import Closed, Forked, InvalidArgument, WrongRole
 
-from . import _streams
 from ._environment import Environment
 from ._notify import SimpleNotify, map_pinned_tensor, seq_add_one, wait_flag, write_flag
 from ._tensors import makers

@@ -11,10 +11,8 @@ from concurrent.futures import Future
 from typing import Any, Callable
 
 import stepmesh
-from stepmesh import _native
+from stepmesh import _native, _streams
 from stepmesh.errors import DeviceUnsupported, InvalidArgument, InvalidType
-
-from . import _streams
 
 #: Holds of a stream that may be under way at once.
 _GATES = 64

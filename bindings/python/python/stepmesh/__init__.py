@@ -27,14 +27,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from typing import Any
+from typing import Any, Sequence
 
 from . import errors
 from ._arrays import to_memoryview, to_numpy, to_torch
 from ._native import (
     AttentionMesh as _AttentionMesh,
+    AttentionReplays,
     Batch,
     FfnMesh as _FfnMesh,
+    FfnReplays,
     Gates,
     Part,
     Reply,
@@ -76,9 +78,12 @@ class AttentionMesh(_AttentionMesh):
 class FfnMesh(_FfnMesh):
     """An FFN instance in a mesh; a context manager that leaves it at the end."""
 
-    async def next_batch_async(self, policy: Any = "all", timeout: float | None = 1.0) -> Batch | None:
+    async def next_batch_async(
+        self, policy: Any = "all", timeout: float | None = 1.0, microbatches: Sequence[int] | None = None
+    ) -> Batch | None:
         """As ``next_batch``, for a coroutine: a thread of the loop's executor waits."""
-        return await asyncio.get_running_loop().run_in_executor(None, self.next_batch, policy, timeout)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self.next_batch, policy, timeout, microbatches)
 
     async def next_event_async(self, timeout: float | None = None) -> dict[str, Any] | None:
         """As ``next_event``, for a coroutine."""
@@ -87,8 +92,11 @@ class FfnMesh(_FfnMesh):
 
 __all__ = [
     "AttentionMesh",
+    "AttentionReplays",
     "Batch",
     "FfnMesh",
+    "FfnReplays",
+    "Gates",
     "Layout",
     "Options",
     "Part",

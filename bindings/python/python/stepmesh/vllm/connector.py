@@ -9,9 +9,11 @@ from typing import Any, Mapping
 
 import stepmesh
 
+from .. import _streams
 from .._arrays import framework
 from ..errors import DeviceUnsupported, InvalidArgument, InvalidType, Timeout
 from .control import StepMeshAFDControlPlane
+from .graphs import AttentionGraphs, Captured, FfnGraphs, Sizes
 from .settings import Settings, first, sizes
 from .transfer import A2FPayload, F2APayload, TransferContext, TransferMetadata
 
@@ -33,18 +35,14 @@ def _is_torch(tensor: Any) -> bool:
     return type(tensor).__module__.partition(".")[0] == "torch" or hasattr(tensor, "is_cuda")
 
 
-def _name(tensor: Any) -> str:
-    return str(tensor.dtype).rpartition(".")[2]
+def _name(kind: Any) -> str:
+    return str(kind).rpartition(".")[2]
 
 
-def _refuse_capture(tensor: Any) -> None:
-    if _is_torch(tensor) and tensor.is_cuda:
-        import torch
+def _cuda_is_here() -> bool:
+    import torch
 
-        if torch.cuda.is_current_stream_capturing():
-            raise DeviceUnsupported(
-                "a transfer through host memory cannot be captured in a CUDA graph: run the AFD layers eagerly"
-            )
+    return torch.cuda.is_available()
 
 
 def _fill(slot: Any, tensor: Any) -> None:
@@ -76,7 +74,8 @@ def _joined(tensors: list[Any], torch: bool) -> Any:
 
 class StepMeshAFDConnector(_Base):
     """Hidden states between vLLM's attention and FFN workers: any ratio, any number of stages, steps without tokens, the
-    router on either side. Works with tensors on the CPU and, through host memory, on a GPU."""
+    router on either side. Works with tensors on the CPU, on a GPU through host memory, and with slots on the GPU (``gpu``),
+    where its transfers can be captured in CUDA graphs."""
 
     control_plane: StepMeshAFDControlPlane | None = None
 
@@ -122,9 +121,16 @@ class StepMeshAFDConnector(_Base):
         self._mesh: Any = None
         self._scheduler: Any = None
         self._under_way: dict[int, tuple[Any, Any, int]] = {}
-        self._waiting: dict[int, list[Any]] = {}
-        self._counts = [0] * (self.stages + 1)
         self._torch = framework(settings.tensors) == "torch"
+        self._gpu = None if settings.gpu is None else (local_rank if settings.gpu is True else int(settings.gpu))
+        # Where received tensors are put.
+        self._device = "cpu"
+        if self._torch and (self._gpu is not None or _cuda_is_here()):
+            self._device = f"cuda:{local_rank if self._gpu is None else self._gpu}"
+        self._kind = _name(first(config, "model_config.dtype") or "bfloat16")
+        layers = int(first(config, "model_config.hf_config.num_hidden_layers") or 128)
+        self._transfers = (layers + 8) * self.stages
+        self._graphs: Any = None
 
     # ---- life ----
 
@@ -165,8 +171,9 @@ class StepMeshAFDConnector(_Base):
             lanes=self.settings.lanes,
             address=self.settings.address,
             devices=self.settings.devices,
+            gpu=self._gpu,
             spin_us=self.settings.spin_us,
-            progress=self.settings.progress or ("thread" if transport == "tcp" else "caller"),  # type: ignore[arg-type]
+            progress=self.settings.progress or self._progress(transport),  # type: ignore[arg-type]
             memory_limit_bytes=1 << 40,
             join_timeout=self.settings.timeout,
         )
@@ -174,9 +181,22 @@ class StepMeshAFDConnector(_Base):
             self._mesh = stepmesh.AttentionMesh(options) if self.role == "attention" else stepmesh.FfnMesh(options)
             self._mesh.wait_complete(self.settings.timeout)
             self._greet()
+            if self._gpu is not None:
+                spin_us, timeout = max(self.settings.spin_us, 1000), self.settings.timeout
+                provided = Sizes(self._transfers, self.settings.graphs, self._gpu, timeout, spin_us)
+                attention = self.role == "attention"
+                self._graphs = (
+                    AttentionGraphs(self._mesh, provided)
+                    if attention
+                    else FfnGraphs(self._mesh, provided, self._is_ours)
+                )
         except BaseException:
             self.close()
             raise
+
+    def _progress(self, transport: str) -> str:
+        # Captured steps drive the member themselves.
+        return "thread" if transport == "tcp" and self._gpu is None else "caller"
 
     def _greet(self) -> None:
         """Once through every microbatch without rows: from then on an FFN instance waits for all attention instances."""
@@ -200,6 +220,9 @@ class StepMeshAFDConnector(_Base):
 
     def close(self) -> None:
         """Leaves. May be called again."""
+        graphs, self._graphs = self._graphs, None
+        if graphs is not None:
+            graphs.close()
         mesh, self._mesh = self._mesh, None
         if mesh is not None:
             mesh.close()
@@ -207,14 +230,31 @@ class StepMeshAFDConnector(_Base):
         if scheduler is not None:
             scheduler.close()
         self._under_way.clear()
-        self._waiting.clear()
 
     def _joined(self, role: str) -> Any:
         if self._mesh is None:
             raise stepmesh.Closed("the connector is not initialized: call init_afd_connector() first")
         if self.role != role:
             raise stepmesh.WrongRole(f"this is the {self.role} side, and the call is the other side's")
+        if self._graphs is not None:
+            self._graphs.check()
         return self._mesh
+
+    def _captured(self) -> int | None:
+        """The stream that is being captured, if one is."""
+        if self._graphs is not None:
+            return self._graphs.stream()
+        if self._device != "cpu" and _streams.is_capturing(self.local_rank):
+            raise DeviceUnsupported(
+                "a transfer through host memory cannot be captured in a CUDA graph: set `gpu` in connector_extra_config, or "
+                "run the AFD layers eagerly"
+            )
+        return None
+
+    def _settle(self) -> None:
+        """Has what the slots on the GPU were filled with be there before a descriptor says so."""
+        if self._gpu is not None:
+            _streams.finish(self._gpu)
 
     # ---- attention side ----
 
@@ -226,7 +266,6 @@ class StepMeshAFDConnector(_Base):
         stage = int(metadata.stage_idx)
         if not 0 <= stage < self.stages:
             raise InvalidArgument(f"stage_idx: {stage} of {self.stages} stages: raise num_stages")
-        _refuse_capture(hidden_states)
         tokens = self._check("hidden_states", hidden_states, self.hidden_size)
         parts = [(0, "hidden_states", hidden_states)]
         for part, name in ((1, "router_logits"), (2, "input_ids")):
@@ -236,18 +275,27 @@ class StepMeshAFDConnector(_Base):
                 parts.append((part, name, more[name]))
         if stage in self._under_way:
             raise InvalidArgument(f"stage_idx: {stage} is under way: recv_ffn_output first")
+        phase = _MTP if getattr(metadata, "phase", "decoder") == "mtp" else _DECODER
+        step = int(getattr(metadata, "speculative_step", 0))
+        app = _APP.pack(int(metadata.layer_idx), stage, phase, 0, step, tokens)
+        if (stream := self._captured()) is not None:
+            tensors: list[Any] = [None] * 3
+            for part, _, tensor in parts:
+                tensors[part] = tensor
+            self._graphs.send(stream, stage, tensors, app)
+            self._under_way[stage] = (stream, hidden_states, tokens)
+            return stage
         buffer = mesh.acquire(stage, self.settings.timeout)
         try:
             said = [stepmesh.Part(0, 1)] * 3
             for part, name, tensor in parts:
                 said[part] = self._put(buffer.tensor, part, name, tensor)
+            self._settle()
         except BaseException:
             buffer.release()
             raise
-        phase = _MTP if getattr(metadata, "phase", "decoder") == "mtp" else _DECODER
-        step = int(getattr(metadata, "speculative_step", 0))
-        app = _APP.pack(int(metadata.layer_idx), stage, phase, 0, step, tokens)
-        ticket = mesh.push_pull(buffer, said, self._next_group(stage), app)
+        # All attention instances count alike, so that equal groups are the same layer of the same step.
+        ticket = mesh.push_pull(buffer, said, None, app)
         self._under_way[stage] = (ticket, hidden_states, tokens)
         return stage
 
@@ -262,6 +310,10 @@ class StepMeshAFDConnector(_Base):
         if ubatch_idx not in self._under_way:
             raise stepmesh.UnknownTicket(f"ubatch_idx: nothing was sent for stage {ubatch_idx}")
         ticket, sent, tokens = self._under_way[ubatch_idx]
+        if isinstance(ticket, int):
+            del self._under_way[ubatch_idx]
+            ranks = [rank for rank in range(self.ffn_size) if self._answers(rank)]
+            return self._graphs.receive(ticket, ubatch_idx, sent, ranks, ref_tensor)
         timeout = self.settings.timeout if timeout_ms is None else timeout_ms / 1e3
         try:
             reply = mesh.wait(ticket, timeout)
@@ -302,6 +354,8 @@ class StepMeshAFDConnector(_Base):
         ``context.metadata.seq_lens`` says how many of each. Of the stage given, or of whichever is first."""
         self._joined("ffn")
         timeout = self.settings.timeout if timeout_ms is None else timeout_ms / 1e3
+        if (stream := self._captured()) is not None:
+            return self._receive_captured(stream, ubatch_idx, more)
         batch = self._next(ubatch_idx, timeout)
         like = more.get("like")
         torch = self._torch if like is None else _is_torch(like)
@@ -323,15 +377,45 @@ class StepMeshAFDConnector(_Base):
             ids = ids.reshape(-1)
         return A2FPayload(hidden, TransferContext(metadata, batch), logits, ids)
 
+    def _receive_captured(self, stream: int, stage: int | None, more: Mapping[str, Any]) -> A2FPayload:
+        """What ``recv_attn_output`` puts into a graph: the rows are those that the control plane has announced."""
+        if stage is None:
+            raise InvalidArgument("ubatch_idx: a captured step names its stage")
+        tokens = None if self.control_plane is None else self.control_plane.tokens(stage, self.attn_size)
+        if tokens is None:
+            raise InvalidArgument(
+                "a captured step takes each attention instance's rows from the control plane: call its "
+                "update_state_from_dp_metadata() before the capture"
+            )
+        columns, routing = [(self.hidden_size, self._kind)], more.get("routing_spec")
+        if routing is not None:
+            columns.append((int(routing.router_logits_width), _name(routing.router_logits_dtype)))
+        captured, slots = self._graphs.receive(stream, stage, tokens, columns)
+        views = [[self._view_of(slot, True) for slot in part] for part in slots]
+        lengths = list(captured.rows.values())
+        if not lengths:  # Other FFN instances answer all of these.
+            views = [[stepmesh.torch(self._mesh.request_tensor(0, stage, 0, [0, self.hidden_size], self._kind))]]
+        hidden, logits = (_joined(part, True) for part in (views + [[None]])[:2])
+        metadata = TransferMetadata(-1, stage, lengths)
+        return A2FPayload(hidden, TransferContext(metadata, captured), logits)
+
     def send_ffn_output(self, ffn_output: Any, context: Any, **more: Any) -> None:
         """Answers: to each attention instance its rows. ``ffn_output`` may be a payload with a shared part."""
         mesh = self._joined("ffn")
         batch = getattr(context, "states", None)
         if batch is None:
             batch = more.get("batch")
+        if isinstance(batch, Captured):
+            if more.get("shared_output", getattr(ffn_output, "shared_output", None)) is not None:
+                raise InvalidArgument("shared_output: a captured step has one output: add it to the other")
+            stream = self._captured()
+            if stream is None:
+                raise InvalidArgument("context: its graph is not being captured any more")
+            return self._graphs.send(stream, batch, getattr(ffn_output, "routed_output", ffn_output))
         if not isinstance(batch, stepmesh.Batch):
             raise InvalidArgument("context: it is not the one that recv_attn_output returned")
-        _refuse_capture(getattr(ffn_output, "routed_output", ffn_output))
+        if self._captured() is not None:
+            raise InvalidArgument("context: it was received before the capture began")
         outputs = [
             getattr(ffn_output, "routed_output", ffn_output),
             more.get("shared_output", getattr(ffn_output, "shared_output", None)),
@@ -350,30 +434,34 @@ class StepMeshAFDConnector(_Base):
                     said.append(self._put(segment.reply, part, "ffn_output", rows))
             segment.set_reply(said)
             start += length
+        self._settle()
         mesh.respond(batch)
 
     def _is_ours(self, rank: int) -> bool:
+        """Whether this FFN instance answers that attention rank."""
         return self.reduce == "sum" or rank % self.ffn_size == self.role_rank
 
+    def _answers(self, rank: int) -> bool:
+        """Whether that FFN rank answers this attention instance."""
+        return self.reduce == "sum" or self.role_rank % self.ffn_size == rank
+
     def _next(self, stage: int | None, timeout: float) -> Any:
-        """The next batch of a stage; those of others wait."""
-        for waiting in [other for other in self._waiting if other != self.stages] if stage is None else (stage,):
-            if self._waiting.get(waiting):
-                return self._waiting[waiting].pop(0)
+        """The next batch of a stage, or of any; those of others wait."""
+        stages = range(self.stages) if stage is None else (stage,)
         deadline = time.monotonic() + timeout
         while True:
-            batch = self._mesh.next_batch("all", min(_LOOK, max(deadline - time.monotonic(), 0.0)))
-            if batch is None:
-                self._look_for_losses()
-                if time.monotonic() >= deadline:
-                    raise Timeout(f"nothing from the attention side after {timeout} s")
-                continue
-            if batch.microbatch == stage or (stage is None and batch.microbatch != self.stages):
+            left = max(deadline - time.monotonic(), 0.0)
+            batch = self._mesh.next_batch("all", min(_LOOK, left), list(stages))
+            if batch is not None:
                 return batch
-            self._waiting.setdefault(batch.microbatch, []).append(batch)
+            self._look_for_losses()
+            if time.monotonic() >= deadline:
+                raise Timeout(f"nothing from the attention side after {timeout} s")
 
     def _look_for_losses(self) -> None:
         """Raises for an attention instance that is gone: what it was to send will never come."""
+        if self._graphs is not None:
+            self._graphs.check()
         while (event := self._mesh.next_event()) is not None:
             if event["kind"] == "peer_lost" and event["role"] == "attention":
                 raise stepmesh.PeerLost(f"lost attention {event['rank']} ({event['name']}): {event['reason']}")
@@ -387,27 +475,34 @@ class StepMeshAFDConnector(_Base):
             mesh.wait(self._under_way.pop(self.stages)[0], self.settings.timeout)
         buffer = mesh.acquire(self.stages, self.settings.timeout)
         try:
-            part = buffer.put(0, payload)
+            part = self._put_bytes(buffer, payload)
         except BaseException:
             buffer.release()
             raise
-        ticket = mesh.push_pull(buffer, [part], self._next_group(self.stages))
+        ticket = mesh.push_pull(buffer, [part], None)
         self._under_way[self.stages] = (ticket, None, 0)
 
     def receive_control(self) -> bytes:
         """The payload of the lowest rank, once all attention instances have sent theirs."""
         mesh = self._joined("ffn")
         batch = self._next(self.stages, self.settings.timeout)
-        payload = bytes(stepmesh.memory(batch[0].tensor(0)))
+        sent = batch[0].tensor(0)
+        on_host = sent.device == "cpu"
+        payload = bytes(stepmesh.memory(sent) if on_host else stepmesh.torch(sent.view(None, "uint8")).cpu().numpy())
         mesh.respond(batch)
         return payload
 
     # ---- tensors ----
 
-    def _next_group(self, microbatch: int) -> int:
-        # All attention instances count alike, so that equal numbers are the same layer of the same step.
-        self._counts[microbatch] += 1
-        return self._counts[microbatch] % 0xFFFF_FFFE
+    def _put_bytes(self, buffer: Any, payload: bytes) -> Any:
+        if buffer.tensor(0).device == "cpu":
+            return buffer.put(0, payload)
+        import torch
+
+        place = stepmesh.torch(buffer.tensor(0, [len(payload)], "uint8"))
+        place.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        self._settle()
+        return stepmesh.Part(1, len(payload))
 
     def _check(self, name: str, tensor: Any, columns: int) -> int:
         shape = tuple(tensor.shape)
@@ -420,7 +515,7 @@ class StepMeshAFDConnector(_Base):
     def _put(self, slot: Any, part: int, name: str, tensor: Any) -> Any:
         """Writes a tensor into a slot's part, and says what it is."""
         shape = list(tensor.shape)
-        kind = _name(tensor)
+        kind = _name(tensor.dtype)
         try:
             place = slot(part, shape, kind)
         except InvalidType:
@@ -434,7 +529,12 @@ class StepMeshAFDConnector(_Base):
         return stepmesh.Part(shape[0], row_bytes, kind)
 
     def _of_part(self, segment: Any, part: int, torch: bool) -> Any:
-        tensor = segment.tensor(part)
-        view = _view(tensor, torch)
+        return self._view_of(segment.tensor(part), torch)
+
+    def _view_of(self, slot: Any, torch: bool) -> Any:
+        """What lies in a request's slot, on the model's device."""
+        view = _view(slot, torch)
+        if torch and self._device != slot.device:
+            return view.to(self._device, non_blocking=self._gpu is not None)
         # On shm it is the attention instance's own memory, mapped read-only: PyTorch knows no such thing.
-        return view.clone() if torch and tensor.readonly else view
+        return view.clone() if torch and slot.readonly else view

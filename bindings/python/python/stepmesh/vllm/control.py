@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..errors import InvalidArgument
+
 try:
     from afd_plugin.connectors.base import AFDControlPlane as _Base
     from afd_plugin.connectors.metadata import decode_control_payload, encode_control_payload
@@ -30,6 +32,18 @@ class StepMeshAFDControlPlane(_Base):
     def update_state_from_dp_metadata(self, payload: Any) -> None:
         """Keeps it; transfers need none of it, since they say their rows themselves."""
         self.payload = payload
+
+    def tokens(self, stage: int, ranks: int) -> list[int] | None:
+        """Each attention rank's rows of a stage, as last announced; none where nothing was."""
+        stages = getattr(self.payload, "dp_metadata_list", None) or {}
+        counts = getattr(stages.get(stage), "num_tokens_across_dp_cpu", None)
+        if counts is None:
+            return None
+        counts = [int(count) for count in counts]
+        if not counts or ranks % len(counts) != 0:
+            raise InvalidArgument(f"num_tokens_across_dp_cpu: {len(counts)} counts for {ranks} attention ranks")
+        # The ranks of one tensor-parallel group have the same tokens.
+        return [counts[rank * len(counts) // ranks] for rank in range(ranks)]
 
     def send_dp_metadata_list(self, payload: Any) -> None:
         self._connector.send_control(encode_control_payload(payload))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Mapping
 
 from ..errors import InvalidArgument
@@ -23,6 +23,11 @@ class Settings:
     lanes: int = 1
     spin_us: int = 0
     progress: str | None = None
+    #: The GPU that the slots are on: a number, or true for the worker's own. By default they are in host memory. With it,
+    #: transfers can be captured in CUDA graphs.
+    gpu: int | bool | None = None
+    #: Most graphs that are captured.
+    graphs: int = 256
     #: Microbatches in flight, any number.
     num_stages: int | None = None
     #: Most tokens of one attention instance in one transfer.
@@ -52,6 +57,10 @@ class Settings:
         if "devices" in raw:
             raw["devices"] = tuple(raw["devices"])
         settings = cls(**raw)
+        if settings.gpu is False:
+            settings = replace(settings, gpu=None)
+        if settings.graphs < 1:
+            raise InvalidArgument(f"graphs: {settings.graphs}: one at least")
         if settings.reduce not in (None, "paired", "sum"):
             raise InvalidArgument(f"reduce: {settings.reduce!r}: paired or sum")
         return settings

@@ -17,3 +17,10 @@ def is_capturing(gpu: int) -> bool:
     """Whether what is put on that stream now is recorded for a graph."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def finish(gpu: int) -> None:
+    """Waits for all that is on that stream."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.current_stream(gpu).synchronize()

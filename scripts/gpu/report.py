@@ -49,6 +49,7 @@ def main():
         },
         "pushpull": part("pushpull"), "graph_replay": replay[0] if replay else None, "floor": part("floor"),
         "fserver_lib": load(work / "fserver.json"),
+        "vllm_connector": load(work / "connector.json"),
         "attention": part("attention"), "ffn": part("ffn"), "numbers": part("numbers"),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,8 @@ def main():
     page += ["## Round trips from stream to stream\n", table(part("pushpull"), {"batch": "tokens", "place": "payloads", "processes": "processes", "mps": "MPS", "p50_us": "p50 µs", "p99_us": "p99 µs", "copy_us": "copies alone µs", "copy_share": "their share"})]
     if report["fserver_lib"]:
         page += ["From Python, PyTorch's tensors, two processes, `fserver_lib`: `" + json.dumps(report["fserver_lib"]) + "`.\n"]
+    if report["vllm_connector"]:
+        page += ["The vLLM connector, a step as one graph a side: `" + json.dumps(report["vllm_connector"]) + "`.\n"]
     page += ["## Whole steps as graphs\n", table([{"what": key, "value": value} for key, value in (report["graph_replay"] or {}).items() if key != "part"], {"what": "", "value": ""})]
     page += ["## Attention\n", table(part("floor"), {"memory_tb_s": "memory TB/s", "bf16_tflops": "bf16 TFLOP/s"}), "\n", table(part("attention"), {"what": "what", "batch": "batch", "context": "context", "kv_dtype": "cache", "us": "µs", "floor_us": "floor µs", "ratio": "floor / measured"})]
     page += ["## FFN, all 48 experts and the shared one\n", table(part("ffn"), {"tokens": "tokens", "dtype": "type", "us": "µs", "floor_us": "floor µs", "ratio": "floor / measured", "tensor_core_floor_us": "tensor cores' floor µs", "tflops": "TFLOP/s"})]

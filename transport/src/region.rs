@@ -142,6 +142,15 @@ impl Region {
         Ok(())
     }
 
+    /// As [`Region::write`], for who reads them on this core.
+    pub(crate) fn write_here(&self, offset: usize, bytes: &[u8]) -> Result<(), TransportError> {
+        let target = self.at(offset..offset.saturating_add(bytes.len()))?;
+        self.check_writable()?;
+        // SAFETY: as above.
+        unsafe { ptr::copy(bytes.as_ptr(), target.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
     /// The bytes of `range`.
     ///
     /// # Safety

@@ -65,7 +65,7 @@ impl Inbox {
     pub(super) fn next(&mut self) -> Result<Arrival, InboxError> {
         if let Some(body) = &mut self.body {
             let count = body.left.len().min(self.staged.len());
-            body.region.write(body.left.start, &self.stage[self.staged.start..self.staged.start + count])?;
+            body.region.write_here(body.left.start, &self.stage[self.staged.start..self.staged.start + count])?;
             body.left.start += count;
             self.staged.start += count;
             if !body.left.is_empty() {

@@ -1,15 +1,18 @@
 //! One link of an endpoint: its lanes as they come to be, what it has granted, and how posted work becomes frames.
 
-use super::frame::{Header, Opcode};
+use super::frame::{HEADER_BYTES, Header, Opcode};
 use super::grants::Grants;
 use super::greeting::Dial;
 use super::hello::Message;
 use super::lane::Lane;
-use super::outbox::{Frame, INLINE_BYTES, Payload, QUEUE_DEPTH, ReadTarget};
-use crate::{Disconnect, LinkId, LinkSpec, Op, PostError, Provider, Remote, Source, Work};
+use super::outbox::{Frame, INLINE_BYTES, Payload, QUEUE_DEPTH};
+use super::socket::Gather;
+use crate::{Disconnect, LinkId, LinkSpec, Op, PostError, Provider, Source, Target, Work};
 use std::net::TcpStream;
 use std::time::Instant;
 
+/// Works of a chain that may leave without being kept.
+const AT_ONCE: usize = 8;
 const NO_FETCH_ADD: PostError = PostError::Unsupported { provider: Provider::Tcp, what: "fetch-add" };
 
 /// Where a lane is on its way to be used.
@@ -99,15 +102,70 @@ impl Link {
         if chain.len() > lane.outbox.room() {
             return Err(PostError::WouldBlock);
         }
+        let sent = send_at_once(lane, self.spec.incarnation, chain);
+        if sent == Sent::Whole {
+            return Ok(true);
+        }
         for work in chain {
             let sequence = lane.outbox.next_sequence();
-            let signalled = work.signal.is_some();
-            let plain = Header { sequence, signalled, ..Header::plain(Opcode::Write, self.spec.incarnation) };
-            let (frame, target) = translate(plain, &work.op)?;
-            lane.outbox.post(frame, work.signal, target);
+            let header = header_of(self.spec.incarnation, sequence, lane.outbox.executed(), work);
+            let (payload, target) = match &work.op {
+                Op::Write { source, .. } | Op::WriteImmediate { source, .. } => (payload(source), None),
+                Op::Read { target: Target { region, offset, len }, .. }
+                | Op::FetchAdd { target: Target { region, offset, len }, .. } => {
+                    (Payload::Nothing, Some(((*region).clone(), *offset..*offset + *len)))
+                }
+            };
+            lane.outbox.post(Frame::new(&header, payload), work.signal, target);
+        }
+        if let Sent::Part(bytes) = sent {
+            lane.outbox.has_sent(bytes);
         }
         lane.outbox.flush(&lane.socket);
         Ok(!chain.is_empty())
+    }
+}
+
+/// What has left of a chain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Nothing,
+    Part(usize),
+    Whole,
+}
+
+/// Sends a chain without keeping it, if nothing is in front of it, and nothing of it has to be remembered once it has left.
+fn send_at_once(lane: &mut Lane, incarnation: u32, chain: &[Work<'_>]) -> Sent {
+    let is_plain =
+        |work: &Work<'_>| work.signal.is_none() && matches!(work.op, Op::Write { .. } | Op::WriteImmediate { .. });
+    if !lane.outbox.is_empty() || !(1..=AT_ONCE).contains(&chain.len()) || !chain.iter().all(is_plain) {
+        return Sent::Nothing;
+    }
+    let (first, executed) = (lane.outbox.next_sequence(), lane.outbox.executed());
+    let mut headers = [[0; HEADER_BYTES]; AT_ONCE];
+    for ((header, work), sequence) in headers.iter_mut().zip(chain).zip(first..) {
+        *header = header_of(incarnation, sequence, executed, work).encode();
+    }
+    let (mut gather, mut bytes) = (Gather::new(usize::MAX), 0);
+    for (header, work) in headers.iter().zip(chain) {
+        gather.slice(header);
+        bytes += HEADER_BYTES;
+        if let Op::Write { source, .. } | Op::WriteImmediate { source, .. } = &work.op {
+            match *source {
+                Source::Inline(payload) => gather.slice(payload),
+                Source::Region(region, start, len) => gather.region(region, start..start + len),
+            }
+            bytes += source.len();
+        }
+    }
+    match gather.send(&lane.socket) {
+        Ok(sent) if sent == bytes => {
+            lane.outbox.pass(chain.len());
+            Sent::Whole
+        }
+        Ok(sent) => Sent::Part(sent),
+        // What is broken is found out by the next turn.
+        Err(_) => Sent::Nothing,
     }
 }
 
@@ -143,28 +201,22 @@ fn check(link: LinkId, op: &Op<'_>) -> Result<(), PostError> {
     }
 }
 
-/// The frame for a checked operation, and where a read's bytes go.
-fn translate(plain: Header, op: &Op<'_>) -> Result<(Frame, Option<ReadTarget>), PostError> {
-    let place = |remote: Option<&Remote<'_>>| remote.map_or((0, 0), |remote| (remote.region.key, remote.offset));
-    Ok(match op {
-        Op::Write { source, remote } => {
-            let (key, offset) = place(Some(remote));
-            let header = Header { opcode: Opcode::Write, key, offset, len: source.len() as u64, ..plain };
-            (Frame::new(&header, payload(source)), None)
-        }
+/// The header of a checked work.
+fn header_of(incarnation: u32, sequence: u64, acknowledged: u64, work: &Work<'_>) -> Header {
+    let (opcode, remote, len, immediate) = match &work.op {
+        Op::Write { source, remote } => (Opcode::Write, Some(remote), source.len(), 0),
         Op::WriteImmediate { source, remote, immediate } => {
-            let (key, offset) = place(remote.as_ref());
-            let (opcode, len, immediate) = (Opcode::WriteImmediate, source.len() as u64, *immediate);
-            (Frame::new(&Header { opcode, key, offset, len, immediate, ..plain }, payload(source)), None)
+            (Opcode::WriteImmediate, remote.as_ref(), source.len(), *immediate)
         }
-        Op::Read { remote, target } => {
-            let (key, offset) = place(Some(remote));
-            let header = Header { opcode: Opcode::ReadRequest, key, offset, len: target.len as u64, ..plain };
-            let target = (target.region.clone(), target.offset..target.offset + target.len);
-            (Frame::new(&header, Payload::Nothing), Some(target))
+        // A fetch-add was refused before.
+        Op::Read { remote, target } | Op::FetchAdd { remote, target, .. } => {
+            (Opcode::ReadRequest, Some(remote), target.len, 0)
         }
-        Op::FetchAdd { .. } => return Err(NO_FETCH_ADD),
-    })
+    };
+    let (key, offset) = remote.map_or((0, 0), |remote| (remote.region.key, remote.offset));
+    let signalled = work.signal.is_some();
+    let plain = Header::plain(opcode, incarnation);
+    Header { key, offset, len: len as u64, immediate, signalled, sequence, acknowledged, ..plain }
 }
 
 fn payload(source: &Source<'_>) -> Payload {

@@ -22,7 +22,7 @@ const MAX_REPLIES: usize = QUEUE_DEPTH + 1;
 const BYTES_PER_TURN: usize = 1 << 20;
 
 /// Where the bytes of a read go.
-pub(super) type ReadTarget = (Region, Range<usize>);
+type ReadTarget = (Region, Range<usize>);
 
 /// Where a frame's payload is. Inline bytes live in the ring itself, so that posting allocates nothing.
 #[derive(Debug)]
@@ -160,6 +160,26 @@ impl Outbox {
     /// Work requests that can be posted.
     pub(super) fn room(&self) -> usize {
         QUEUE_DEPTH - self.work.len()
+    }
+
+    /// Whether nothing is in front of the next posted work.
+    pub(super) fn is_empty(&self) -> bool {
+        self.work.is_empty() && self.replies.is_empty() && !self.broken
+    }
+
+    /// So many works have left that are not kept: they were posted while it was empty, the first with the latest news.
+    pub(super) fn pass(&mut self, works: usize) {
+        self.first += works as u64;
+        self.sent = true;
+        self.owes_news = false;
+    }
+
+    /// So many bytes of the work that was just posted have left, which was alone.
+    pub(super) fn has_sent(&mut self, bytes: usize) {
+        self.replying = false;
+        self.sent |= bytes > 0;
+        self.owes_news &= bytes == 0;
+        self.account(bytes);
     }
 
     /// Number that the next posted work gets.

@@ -146,7 +146,9 @@ impl<'a> Gather<'a> {
         };
         if let Some((base, len)) = single {
             // SAFETY: readable bytes, a part or those just brought together; the kernel writes nothing.
-            return retry(|| unsafe { libc::send(socket.as_raw_fd(), base, len, flags) });
+            return retry(|| unsafe {
+                libc::syscall(libc::SYS_sendto, socket.as_raw_fd(), base, len, flags, NOBODY, 0)
+            });
         }
         // SAFETY: `msghdr` is a plain C structure for which all zeros is the empty message.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -155,7 +157,7 @@ impl<'a> Gather<'a> {
         retry(|| {
             // SAFETY: the message points to the first `count` parts, each of which was filled by `push` from memory
             // borrowed for 'a, so all of it is readable during the call; the kernel writes nothing.
-            unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) }
+            unsafe { libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const message, flags) }
         })
     }
 }
@@ -180,17 +182,22 @@ pub(super) fn receive(
     if count == 0 || stage.is_empty() {
         let libc::iovec { iov_base, iov_len } = parts[0];
         // SAFETY: one place, and it is either of those below.
-        return retry(|| unsafe { libc::recv(socket.as_raw_fd(), iov_base, iov_len, libc::MSG_DONTWAIT) });
+        return retry(|| unsafe {
+            libc::syscall(libc::SYS_recvfrom, socket.as_raw_fd(), iov_base, iov_len, libc::MSG_DONTWAIT, NOBODY, NOBODY)
+        });
     }
     retry(|| {
         // SAFETY: the first `count + 1` parts are a checked range of a region that the caller borrows, writable by
         // `Memory`'s contract, and an exclusively borrowed slice; the socket does not block.
-        unsafe { libc::readv(socket.as_raw_fd(), parts.as_ptr(), count as i32 + 1) }
+        unsafe { libc::syscall(libc::SYS_readv, socket.as_raw_fd(), parts.as_ptr(), count as libc::c_long + 1) }
     })
 }
 
+/// No address is given, or asked for.
+const NOBODY: *const u8 = ptr::null();
+
 /// A system call's result, again if a signal interrupted it.
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+fn retry(mut call: impl FnMut() -> libc::c_long) -> io::Result<usize> {
     loop {
         match usize::try_from(call()) {
             Ok(count) => return Ok(count),

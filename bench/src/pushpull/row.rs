@@ -74,6 +74,9 @@ pub struct Row {
     /// Ours / floor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
+    /// The floor with a checked header each way, and nothing else of the mesh: the least that its protocol takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub with_headers: Option<Floor>,
     /// Where ours and the floor took turns: the medians of both, round by round; the row is of the middle round.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rounds_us: Vec<[f64; 2]>,
@@ -140,6 +143,7 @@ pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row
             duel(options, plan, attention.collect::<Result<_, _>>()?, ffn.collect::<Result<_, _>>()?)?
         }
     };
+    let with_headers = headed(options, plan)?;
     let after = bare(options, plan)?;
     let medians = [before, after].map(|floor| floor.map_or(1.0, |(_, timing)| timing.p50_us));
     let floor = before.map(|(name, _)| Floor { name, p50_us: medians.iter().sum::<f64>() / 2.0 });
@@ -169,6 +173,7 @@ pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row
         rounds: played.measured.singles.count(),
         phases: medians_of(&played.phases, &responses),
         ratio: floor.as_ref().map(|floor| p50_us / floor.p50_us),
+        with_headers,
         rounds_us: Vec::new(),
         floor,
         drift: Drift::new(medians[0], medians[1], attempt),
@@ -227,7 +232,7 @@ fn bare(options: &Options, plan: &Plan) -> Result<Option<(&'static str, Timing)>
         (Provider::Shm, Mode::InPlace) => ("cache_line", floor::bounce(cpus, budget)?),
         (Provider::Shm, Mode::Copy) => {
             let device = stepmesh_transport::open(Provider::Shm, &DeviceOptions::default())?;
-            let timing = floor::slot_echo(device.as_ref(), cpus, bytes, usize::from(SLOTS), budget)?;
+            let timing = floor::slot_echo(device.as_ref(), cpus, bytes, None, usize::from(SLOTS), budget)?;
             ("one_copy_each_way", timing)
         }
         (Provider::Tcp, _) => ("socket_echo", floor::exchange(cpus, bytes, budget)?),
@@ -243,6 +248,19 @@ fn bare(options: &Options, plan: &Plan) -> Result<Option<(&'static str, Timing)>
         }
         (Provider::Mem, _) => return Ok(None),
     }))
+}
+
+/// The floor with headers, where tensors pass through shared memory.
+fn headed(options: &Options, plan: &Plan) -> Result<Option<Floor>, BenchError> {
+    if options.provider != Provider::Shm {
+        return Ok(None);
+    }
+    let bytes = if plan.mode == Mode::Copy { plan.payload.bytes() } else { [0, 0] };
+    let device = stepmesh_transport::open(Provider::Shm, &DeviceOptions::default())?;
+    let parts = Some([plan.payload.request(), plan.payload.reply()]);
+    let slots = usize::from(SLOTS);
+    let timing = floor::slot_echo(device.as_ref(), options.cpus, bytes, parts, slots, options.budget())?;
+    Ok(Some(Floor { name: "floor_with_headers", p50_us: timing.p50_us }))
 }
 
 fn medians_of(phases: &Phases, responses: &Times) -> BTreeMap<&'static str, f64> {
@@ -282,7 +300,7 @@ impl Budget {
 impl Row {
     /// The head of the table that rows are lines of.
     pub const HEAD: &'static str = "engine    mode      batch  a2f bytes  f2a bytes     p50 µs     p90 µs     p99 µs   \
-                                    p99.9 µs  floor               floor µs  ratio  of 272 µs  +400G wire";
+                                    p99.9 µs  floor               floor µs  ratio  +headers  of 272 µs  +400G wire";
 }
 
 /// A line of the table.
@@ -297,6 +315,10 @@ impl fmt::Display for Row {
         match (&self.floor, self.ratio) {
             (Some(Floor { name, p50_us }), Some(ratio)) => write!(f, "  {name:<17} {p50_us:>10.3} {ratio:>6.2}")?,
             _ => write!(f, "  {:<17} {:>10} {:>6}", "none", "", "")?,
+        }
+        match &self.with_headers {
+            Some(Floor { p50_us, .. }) => write!(f, " {p50_us:>9.3}")?,
+            None => write!(f, " {:>9}", "")?,
         }
         write!(f, " {:>8.1} % {:>9.1} %", self.budget.share * 100.0, self.budget.share_with_wire * 100.0)?;
         if !drift.is_steady() {

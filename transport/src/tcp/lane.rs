@@ -11,7 +11,7 @@ use std::net::TcpStream;
 
 /// Frames and bytes that one lane takes before others have their turn.
 const FRAMES_PER_TURN: usize = 64;
-const BYTES_PER_TURN: usize = 1 << 20;
+const BYTES_PER_TURN: usize = 1 << 18;
 
 /// See the module.
 #[derive(Debug)]

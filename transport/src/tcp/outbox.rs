@@ -19,7 +19,7 @@ pub(super) const QUEUE_DEPTH: usize = 256;
 /// Replies that a lane owes at most: a peer has no more reads outstanding than its ring is deep, and then some news.
 const MAX_REPLIES: usize = QUEUE_DEPTH + 1;
 /// Bytes that one call sends before other lanes have their turn.
-const BYTES_PER_TURN: usize = 1 << 20;
+const BYTES_PER_TURN: usize = 1 << 18;
 
 /// Where the bytes of a read go.
 type ReadTarget = (Region, Range<usize>);

@@ -373,9 +373,9 @@ impl AttentionReplays {
         Ok(Self(Replays::start(&mesh.shared, (transfers, graphs), gpu, timeout, spin_us)?))
     }
 
-    /// Whether what is put on the stream now goes into a graph.
-    fn captures(&self, stream: usize) -> PyResult<bool> {
-        Ok(self.0.core.capture(stream)?.is_some())
+    /// Which capture what is put on the stream now goes into, a number that no other has; none if it is executed.
+    fn capture(&self, stream: usize) -> PyResult<Option<u64>> {
+        Ok(self.0.core.capture(stream)?)
     }
 
     /// Records a request that the stream has produced in the microbatch's slot.
@@ -443,9 +443,9 @@ impl FfnReplays {
         Ok(Self(Replays::start(&mesh.shared, (transfers, graphs), gpu, timeout, spin_us)?))
     }
 
-    /// Whether what is put on the stream now goes into a graph.
-    fn captures(&self, stream: usize) -> PyResult<bool> {
-        Ok(self.0.core.capture(stream)?.is_some())
+    /// Which capture what is put on the stream now goes into, a number that no other has; none if it is executed.
+    fn capture(&self, stream: usize) -> PyResult<Option<u64>> {
+        Ok(self.0.core.capture(stream)?)
     }
 
     /// Has the stream wait for a microbatch's next requests: `requests` has each attention rank's parts, none for those whom another

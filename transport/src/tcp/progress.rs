@@ -53,8 +53,8 @@ impl TcpEndpoint {
 
     fn accept(&mut self) {
         for _ in 0..ACCEPTS_PER_POLL {
-            let socket = match self.listener.accept() {
-                Ok((socket, _)) => socket,
+            let (socket, peer) = match self.listener.accept() {
+                Ok(accepted) => accepted,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => continue,
                 Err(_) => {
@@ -67,7 +67,7 @@ impl TcpEndpoint {
                 }
             };
             let id = self.new_id();
-            let ready = socket.set_nonblocking(true).and_then(|()| socket::tune(&socket));
+            let ready = socket.set_nonblocking(true).and_then(|()| socket::tune(&socket, peer.ip()));
             if ready.is_err() || self.poller.add(&socket, Token::Greeting(id)).is_err() {
                 continue;
             }

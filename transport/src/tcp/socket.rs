@@ -5,7 +5,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -42,7 +42,7 @@ pub(super) fn dial(address: SocketAddr, busy_poll: Duration) -> io::Result<TcpSt
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-    tune(&socket)?;
+    tune(&socket, address.ip())?;
     set_busy_poll(&socket, busy_poll)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
@@ -52,12 +52,16 @@ pub(super) fn dial(address: SocketAddr, busy_poll: Duration) -> io::Result<TcpSt
 
 /// No delay, and silence noticed. Buffers are left to the kernel's own tuning, which grows them further than
 /// an unprivileged process may.
-pub(super) fn tune(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
+pub(super) fn tune(socket: &impl std::os::fd::AsFd, peer: IpAddr) -> io::Result<()> {
     sockopt::set_tcp_nodelay(socket, true)?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, PROBE_AFTER)?;
     sockopt::set_tcp_keepintvl(socket, PROBE_EVERY)?;
     sockopt::set_tcp_user_timeout(socket, SILENCE.as_millis() as u32)?;
+    if peer.is_loopback() {
+        // Nothing there can be congested, and what paces or measures only takes time. Without it all works, too.
+        let _ = sockopt::set_tcp_congestion(socket, "reno");
+    }
     Ok(())
 }
 

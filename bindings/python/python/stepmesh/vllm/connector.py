@@ -13,7 +13,7 @@ from .. import _streams
 from .._arrays import framework
 from ..errors import DeviceUnsupported, InvalidArgument, InvalidType, Timeout
 from .control import StepMeshAFDControlPlane
-from .graphs import AttentionGraphs, Captured, FfnGraphs, Sizes
+from .graphs import AttentionGraphs, Capture, Captured, FfnGraphs, Sizes
 from .settings import Settings, first, sizes
 from .transfer import A2FPayload, F2APayload, TransferContext, TransferMetadata
 
@@ -240,10 +240,10 @@ class StepMeshAFDConnector(_Base):
             self._graphs.check()
         return self._mesh
 
-    def _captured(self) -> int | None:
-        """The stream that is being captured, if one is."""
+    def _capture(self) -> Capture | None:
+        """The capture of the engine's stream, if it is being captured."""
         if self._graphs is not None:
-            return self._graphs.stream()
+            return self._graphs.capture()
         if self._device != "cpu" and _streams.is_capturing(self.local_rank):
             raise DeviceUnsupported(
                 "a transfer through host memory cannot be captured in a CUDA graph: set `gpu` in connector_extra_config, or "
@@ -273,17 +273,20 @@ class StepMeshAFDConnector(_Base):
                 if len(more[name]) != tokens:
                     raise InvalidArgument(f"{name}: {len(more[name])} rows for {tokens} tokens")
                 parts.append((part, name, more[name]))
-        if stage in self._under_way:
+        capture = self._capture()
+        before = self._under_way.get(stage)
+        # What another capture has sent and not received was given up with it.
+        if before is not None and (not isinstance(before[0], Capture) or before[0] == capture):
             raise InvalidArgument(f"stage_idx: {stage} is under way: recv_ffn_output first")
         phase = _MTP if getattr(metadata, "phase", "decoder") == "mtp" else _DECODER
         step = int(getattr(metadata, "speculative_step", 0))
         app = _APP.pack(int(metadata.layer_idx), stage, phase, 0, step, tokens)
-        if (stream := self._captured()) is not None:
+        if capture is not None:
             tensors: list[Any] = [None] * 3
             for part, _, tensor in parts:
                 tensors[part] = tensor
-            self._graphs.send(stream, stage, tensors, app)
-            self._under_way[stage] = (stream, hidden_states, tokens)
+            self._graphs.send(capture, stage, tensors, app)
+            self._under_way[stage] = (capture, hidden_states, tokens)
             return stage
         buffer = mesh.acquire(stage, self.settings.timeout)
         try:
@@ -310,7 +313,7 @@ class StepMeshAFDConnector(_Base):
         if ubatch_idx not in self._under_way:
             raise stepmesh.UnknownTicket(f"ubatch_idx: nothing was sent for stage {ubatch_idx}")
         ticket, sent, tokens = self._under_way[ubatch_idx]
-        if isinstance(ticket, int):
+        if isinstance(ticket, Capture):
             del self._under_way[ubatch_idx]
             ranks = [rank for rank in range(self.ffn_size) if self._answers(rank)]
             return self._graphs.receive(ticket, ubatch_idx, sent, ranks, ref_tensor)
@@ -354,8 +357,8 @@ class StepMeshAFDConnector(_Base):
         ``context.metadata.seq_lens`` says how many of each. Of the stage given, or of whichever is first."""
         self._joined("ffn")
         timeout = self.settings.timeout if timeout_ms is None else timeout_ms / 1e3
-        if (stream := self._captured()) is not None:
-            return self._receive_captured(stream, ubatch_idx, more)
+        if (capture := self._capture()) is not None:
+            return self._receive_captured(capture, ubatch_idx, more)
         batch = self._next(ubatch_idx, timeout)
         like = more.get("like")
         torch = self._torch if like is None else _is_torch(like)
@@ -377,7 +380,7 @@ class StepMeshAFDConnector(_Base):
             ids = ids.reshape(-1)
         return A2FPayload(hidden, TransferContext(metadata, batch), logits, ids)
 
-    def _receive_captured(self, stream: int, stage: int | None, more: Mapping[str, Any]) -> A2FPayload:
+    def _receive_captured(self, capture: Capture, stage: int | None, more: Mapping[str, Any]) -> A2FPayload:
         """What ``recv_attn_output`` puts into a graph: the rows are those that the control plane has announced."""
         if stage is None:
             raise InvalidArgument("ubatch_idx: a captured step names its stage")
@@ -390,7 +393,7 @@ class StepMeshAFDConnector(_Base):
         columns, routing = [(self.hidden_size, self._kind)], more.get("routing_spec")
         if routing is not None:
             columns.append((int(routing.router_logits_width), _name(routing.router_logits_dtype)))
-        captured, slots = self._graphs.receive(stream, stage, tokens, columns)
+        captured, slots = self._graphs.receive(capture, stage, tokens, columns)
         views = [[self._view_of(slot, True) for slot in part] for part in slots]
         lengths = list(captured.rows.values())
         if not lengths:  # Other FFN instances answer all of these.
@@ -408,13 +411,13 @@ class StepMeshAFDConnector(_Base):
         if isinstance(batch, Captured):
             if more.get("shared_output", getattr(ffn_output, "shared_output", None)) is not None:
                 raise InvalidArgument("shared_output: a captured step has one output: add it to the other")
-            stream = self._captured()
-            if stream is None:
+            capture = self._capture()
+            if capture is None:
                 raise InvalidArgument("context: its graph is not being captured any more")
-            return self._graphs.send(stream, batch, getattr(ffn_output, "routed_output", ffn_output))
+            return self._graphs.send(capture, batch, getattr(ffn_output, "routed_output", ffn_output))
         if not isinstance(batch, stepmesh.Batch):
             raise InvalidArgument("context: it is not the one that recv_attn_output returned")
-        if self._captured() is not None:
+        if self._capture() is not None:
             raise InvalidArgument("context: it was received before the capture began")
         outputs = [
             getattr(ffn_output, "routed_output", ffn_output),

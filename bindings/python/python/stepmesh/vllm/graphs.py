@@ -27,6 +27,14 @@ class Sizes:
     spin_us: int
 
 
+@dataclass(frozen=True)
+class Capture:
+    """A capture of a stream: its number no other has."""
+
+    stream: int
+    number: int
+
+
 def kind(tensor: Any) -> str:
     """A tensor's element type, as its framework names it."""
     return str(tensor.dtype).rpartition(".")[2]
@@ -49,10 +57,11 @@ class _Graphs:
     def __init__(self, replays: Any, gpu: int) -> None:
         self._replays, self._gpu = replays, gpu
 
-    def stream(self) -> int | None:
-        """The engine's stream, if it is being captured."""
+    def capture(self) -> Capture | None:
+        """The capture of the engine's stream, if it is being captured."""
         stream = _streams.current(self._gpu)
-        return stream if stream is not None and self._replays.captures(stream) else None
+        number = None if stream is None else self._replays.capture(stream)
+        return None if stream is None or number is None else Capture(stream, number)
 
     def check(self) -> None:
         """Raises what a replay has failed with."""
@@ -71,7 +80,7 @@ class AttentionGraphs(_Graphs):
         super().__init__(replays, sizes.gpu)
         self._mesh = mesh
 
-    def send(self, stream: int, stage: int, tensors: list[Any], app: bytes) -> None:
+    def send(self, capture: Capture, stage: int, tensors: list[Any], app: bytes) -> None:
         """Fills the stage's slot; none of ``tensors`` is a part without rows."""
         parts = []
         for index, tensor in enumerate(tensors):
@@ -80,11 +89,11 @@ class AttentionGraphs(_Graphs):
                 continue
             _copy(self._mesh.request_tensor(stage, index, list(tensor.shape), kind(tensor)), tensor)
             parts.append(part_of(tensor))
-        self._replays.push_pull(stream, stage, parts, app)
+        self._replays.push_pull(capture.stream, stage, parts, app)
 
-    def receive(self, stream: int, stage: int, sent: Any, ranks: list[int], out: Any) -> Any:
+    def receive(self, capture: Capture, stage: int, sent: Any, ranks: list[int], out: Any) -> Any:
         """The sum of these FFN ranks' outputs, of the shape and type of ``out``, or of what was sent."""
-        self._replays.wait(stream, stage)
+        self._replays.wait(capture.stream, stage)
         like = sent if out is None else out
         if like.shape[0] == 0:
             return like
@@ -111,7 +120,7 @@ class FfnGraphs(_Graphs):
         self._mesh, self._is_ours = mesh, is_ours
 
     def receive(
-        self, stream: int, stage: int, tokens: list[int], columns: list[tuple[int, str]]
+        self, capture: Capture, stage: int, tokens: list[int], columns: list[tuple[int, str]]
     ) -> tuple[Captured, list[list[Any]]]:
         """Tensors of each part, one for each attention rank that is answered here. ``tokens`` are the rows of every attention
         rank, ``columns`` the columns and the type of each part."""
@@ -128,13 +137,13 @@ class FfnGraphs(_Graphs):
                 stepmesh.Part(rows, self._row_bytes(rank, stage, part, width, name), name)
                 for part, (width, name) in enumerate(columns)
             ]
-        self._replays.next_batch(stream, stage, requests)
+        self._replays.next_batch(capture.stream, stage, requests)
         return captured, [[slots[rank][part] for rank in captured.rows] for part in range(len(columns))]
 
     def _row_bytes(self, rank: int, stage: int, part: int, width: int, name: str) -> int:
         return self._mesh.request_tensor(rank, stage, part, [1, width], name).nbytes
 
-    def send(self, stream: int, captured: Captured, output: Any) -> None:
+    def send(self, capture: Capture, captured: Captured, output: Any) -> None:
         """Fills the reply slots with each attention rank's rows."""
         if output.shape[0] != sum(captured.rows.values()):
             raise InvalidArgument(f"ffn_output: {output.shape[0]} rows for {sum(captured.rows.values())} tokens")
@@ -145,4 +154,4 @@ class FfnGraphs(_Graphs):
             _copy(self._mesh.reply_tensor(rank, captured.stage, 0, list(share.shape), kind(share)), share)
             replies[rank] = [part_of(share)]
             start += rows
-        self._replays.respond(stream, captured.stage, replies)
+        self._replays.respond(capture.stream, captured.stage, replies)

@@ -221,7 +221,7 @@ fn push_pull(results: &Results, plots: &mut Vec<Plot>) {
             latency.add(format!("floor of {}", text(row, "mode")), batch, figure(floor, "p50_us"));
         }
         if let Some(headed) = row.get("with_headers") {
-            latency.add(format!("floor of {} + headers", text(row, "mode")), batch, figure(headed, "p50_us"));
+            latency.add(format!("headers, {}", text(row, "mode")), batch, figure(headed, "p50_us"));
         }
         let quantiles = [("p50_us", 2.0), ("p90_us", 10.0), ("p99_us", 100.0), ("p999_us", 1000.0)];
         for (key, one_in) in quantiles {

@@ -51,6 +51,17 @@ impl Inbox {
         Self { stage: vec![0; STAGE_BYTES].into(), staged: 0..0, body: None }
     }
 
+    /// Puts a body into its region if all of it is staged; says whether it was.
+    pub(super) fn deliver(&mut self, region: &Region, range: &Range<usize>) -> Result<bool, InboxError> {
+        let whole = self.staged.start..self.staged.start + range.len();
+        if whole.end > self.staged.end {
+            return Ok(false);
+        }
+        region.write_here(range.start, &self.stage[whole.clone()])?;
+        self.staged.start = whole.end;
+        Ok(true)
+    }
+
     /// Expects `range.len()` bytes for a region, as the checked header said.
     pub(super) fn begin(&mut self, region: Region, range: Range<usize>, then: Then) {
         self.body = Some(Body { region, left: range, then });

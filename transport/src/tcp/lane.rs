@@ -162,7 +162,11 @@ impl Lane {
                     self.finish(then, completions);
                 } else {
                     let (region, range) = grants.admit(&header, Access::PeerWrite).map_err(refuse)?;
-                    self.inbox.begin(region.clone(), range, then);
+                    if self.inbox.deliver(region, &range).map_err(protocol)? {
+                        self.finish(then, completions);
+                    } else {
+                        self.inbox.begin(region.clone(), range, then);
+                    }
                 }
             }
             Opcode::ReadRequest => {

@@ -14,6 +14,8 @@ use crate::ModelError;
 
 const SOURCE: &str = concat!(
     include_str!("kernels/prelude.cu"),
+    include_str!("kernels/ptx.cu"),
+    include_str!("kernels/values.cu"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/routing.cu"),
     include_str!("kernels/gemm.cu"),

@@ -1,6 +1,6 @@
 //! The driver's entry points.
 
-use crate::machine::{self, BIAS, Kind, MEMORY};
+use crate::machine::{self, Kind, MEMORY, bias};
 use crate::stream::{self, Operation, Stream, word};
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUgraph, CUgraphExec, CUipcMemHandle, CUmemorytype, CUresult, CUstream,
@@ -132,13 +132,13 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CUr
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAlloc_v2(out: *mut CUdeviceptr, bytes: usize) -> CUresult {
     // SAFETY: as above.
-    within("cuMemAlloc_v2", || unsafe { give(out, machine::get().allocate(bytes)? as u64 + BIAS) })
+    within("cuMemAlloc_v2", || unsafe { give(out, machine::get().allocate(bytes)? as u64 + bias()) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemFree_v2(address: CUdeviceptr) -> CUresult {
     within("cuMemFree_v2", || {
-        let host = address.checked_sub(BIAS).ok_or(INVALID)?;
+        let host = address.checked_sub(bias()).ok_or(INVALID)?;
         machine::get().release(host as usize, |kind| matches!(kind, Kind::Device(_)))
     })
 }
@@ -186,7 +186,7 @@ unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
             return Err(INVALID);
         }
         // SAFETY: as above.
-        unsafe { give(out, memory as u64 + BIAS) }
+        unsafe { give(out, memory as u64 + bias()) }
     })
 }
 
@@ -194,7 +194,7 @@ unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuPointerGetAttribute(out: *mut c_void, _attribute: c_int, address: CUdeviceptr) -> CUresult {
     within("cuPointerGetAttribute", || {
-        let host = address.checked_sub(BIAS).unwrap_or(address);
+        let host = address.checked_sub(bias()).unwrap_or(address);
         let kind = machine::get().find(host as usize, |_, allocation| match allocation.kind {
             Kind::Host | Kind::Registered => CUmemorytype::CU_MEMORYTYPE_HOST,
             Kind::Device(_) | Kind::Opened => CUmemorytype::CU_MEMORYTYPE_DEVICE,
@@ -208,7 +208,7 @@ unsafe extern "C" fn cuPointerGetAttribute(out: *mut c_void, _attribute: c_int, 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuIpcGetMemHandle(out: *mut CUipcMemHandle, address: CUdeviceptr) -> CUresult {
     within("cuIpcGetMemHandle", || {
-        let host = address.checked_sub(BIAS).ok_or(INVALID)? as usize;
+        let host = address.checked_sub(bias()).ok_or(INVALID)? as usize;
         let found =
             machine::get().find(host, |_, allocation| Some((machine::descriptor(&allocation.kind)?, allocation.len)));
         let (fd, len) = found.flatten().ok_or(INVALID)?;
@@ -246,14 +246,14 @@ unsafe extern "C" fn cuIpcOpenMemHandle_v2(out: *mut CUdeviceptr, handle: CUipcM
         drop(fd);
         machine::get().keep(host, len, Kind::Opened)?;
         // SAFETY: as above.
-        unsafe { give(out, host as u64 + BIAS) }
+        unsafe { give(out, host as u64 + bias()) }
     })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuIpcCloseMemHandle(address: CUdeviceptr) -> CUresult {
     within("cuIpcCloseMemHandle", || {
-        let host = address.checked_sub(BIAS).ok_or(INVALID)?;
+        let host = address.checked_sub(bias()).ok_or(INVALID)?;
         machine::get().release(host as usize, |kind| matches!(kind, Kind::Opened))
     })
 }
@@ -267,7 +267,7 @@ unsafe extern "C" fn cuMemGetHandleForAddressRange(
     _flags: c_ulonglong,
 ) -> CUresult {
     within("cuMemGetHandleForAddressRange", || {
-        let host = address.checked_sub(BIAS).ok_or(INVALID)? as usize;
+        let host = address.checked_sub(bias()).ok_or(INVALID)? as usize;
         if !host.is_multiple_of(4096) || !size.is_multiple_of(4096) || size == 0 {
             return Err(INVALID);
         }
@@ -285,7 +285,7 @@ unsafe extern "C" fn cuMemGetHandleForAddressRange(
 
 /// # Safety
 /// `stream` came from `cuStreamCreate` and was not destroyed, or is null.
-unsafe fn stream_of<'a>(stream: CUstream) -> &'a Stream {
+pub(crate) unsafe fn stream_of<'a>(stream: CUstream) -> &'a Stream {
     if stream.is_null() {
         return stream::default();
     }
@@ -319,7 +319,12 @@ unsafe extern "C" fn cuStreamQuery(stream: CUstream) -> CUresult {
         if stream.is_capturing() {
             return Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         }
-        if stream.is_idle() { Ok(()) } else { Err(CUresult::CUDA_ERROR_NOT_READY) }
+        if stream.is_idle() {
+            return Ok(());
+        }
+        // The caller asks again and again, and the stream's thread may want the processor.
+        std::thread::sleep(std::time::Duration::from_micros(20));
+        Err(CUresult::CUDA_ERROR_NOT_READY)
     })
 }
 

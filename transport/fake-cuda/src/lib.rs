@@ -11,10 +11,20 @@ pub mod harness;
 mod machine;
 mod stream;
 
-pub use machine::BIAS;
+pub use machine::{BIAS, let_the_processor_reach};
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUresult, CUstream};
 use std::ffi::{CStr, c_char};
+use std::sync::Arc;
+
+/// Puts a call on a stream, in its order or into what it captures.
+///
+/// # Safety
+/// `stream` came from `cuStreamCreate` and was not destroyed, or is null.
+pub unsafe fn put(stream: CUstream, call: Arc<dyn Fn() + Send + Sync>) {
+    // SAFETY: the caller's promise.
+    unsafe { entries::stream_of(stream) }.add(vec![stream::Operation::Call(call)]);
+}
 
 /// From now on the entry point of that name fails with `error`, `times` times.
 ///

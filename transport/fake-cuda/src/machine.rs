@@ -3,10 +3,13 @@
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What is added to a host address to make a device address: beyond what processors reach.
 pub const BIAS: u64 = 1 << 56;
+/// Whether it is: not where kernels run, which are the processor's code there.
+static IS_BIASED: AtomicBool = AtomicBool::new(true);
 /// All of the device's memory.
 pub(crate) const MEMORY: usize = 1 << 30;
 /// What allocations are made of.
@@ -57,6 +60,15 @@ pub(crate) fn get() -> &'static Machine {
             memory: BTreeMap::new(),
         }))
     })
+}
+
+/// From now on device addresses are host addresses. Before anything is allocated.
+pub fn let_the_processor_reach() {
+    IS_BIASED.store(false, Ordering::Relaxed);
+}
+
+pub(crate) fn bias() -> u64 {
+    if IS_BIASED.load(Ordering::Relaxed) { BIAS } else { 0 }
 }
 
 impl Machine {
@@ -160,9 +172,12 @@ impl Machine {
     /// Where the host finds `len` bytes at what may be a device address, if they are of memory that is known, or the
     /// caller's own.
     pub(crate) fn reach(&self, address: u64, len: usize) -> Result<*mut u8, CUresult> {
-        let Some(host) = address.checked_sub(BIAS) else { return Ok(address as *mut u8) };
-        let fits = self.find(host as usize, |start, allocation| host as usize + len <= start + allocation.len);
-        if fits == Some(true) { Ok(host as *mut u8) } else { Err(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS) }
+        let Some(host) = address.checked_sub(bias()) else { return Ok(address as *mut u8) };
+        match self.find(host as usize, |start, allocation| host as usize + len <= start + allocation.len) {
+            Some(true) => Ok(host as *mut u8),
+            None if bias() == 0 => Ok(host as *mut u8),
+            _ => Err(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS),
+        }
     }
 }
 

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// One operation, its addresses checked.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) enum Operation {
     Copy { to: usize, from: usize, len: usize },
     Set { to: usize, value: u8, len: usize },
     Write { to: usize, value: u64, wide: bool },
     Wait { at: usize, value: u64, wide: bool, flags: u32 },
+    Call(Arc<dyn Fn() + Send + Sync>),
 }
 
 pub(crate) struct Stream {
@@ -108,6 +109,7 @@ fn perform(operation: Operation) {
                     .store(value as u32, Ordering::Release);
             }
         }
+        Operation::Call(call) => call(),
         Operation::Wait { at, value, wide, flags } => {
             while !passes(at, value, wide, flags) {
                 std::thread::sleep(Duration::from_micros(20));
@@ -141,7 +143,7 @@ pub(crate) fn word(address: u64, bytes: usize) -> Result<usize, CUresult> {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     // A stream memory operation takes device addresses only.
-    if address < machine::BIAS {
+    if address < machine::bias() {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     Ok(machine::get().reach(address, bytes)? as usize)

@@ -175,8 +175,8 @@ __device__ void attend_64_256(bf16 *out, float *parts, float *states, const bf16
                 const u32 *words = (const u32 *)&codes;
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(values[2 * j]) : "h"((u16)words[j]));
-                    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(values[2 * j + 1]) : "h"((u16)(words[j] >> 16)));
+                    values[2 * j] = halves_of_fp8((u16)words[j]);
+                    values[2 * j + 1] = halves_of_fp8((u16)(words[j] >> 16));
                 }
                 *(uint4 *)(wide + token * ROW + (((2 * piece) ^ (token & 7)) << 4)) = *(uint4 *)values;
                 *(uint4 *)(wide + token * ROW + (((2 * piece + 1) ^ (token & 7)) << 4)) = *(uint4 *)(values + 4);

@@ -72,9 +72,7 @@ extern "C" __global__ void quantise(u8 *codes, float *scales, const T *x, int wi
     float scale = fmaxf(most, 1e-10f) / 448.0f;
     if (threadIdx.x % 32 == 0) scales[group] = scale;
     for (int i = 0; i < 4; i += 2) {
-        u16 both;
-        float low = values[i] / scale, high = values[i + 1] / scale;
-        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
+        u16 both = fp8_pair(values[i] / scale, values[i + 1] / scale);
         if (first + i < width) codes[row * width + first + i] = (u8)both;
         if (first + i + 1 < width) codes[row * width + first + i + 1] = (u8)(both >> 8);
     }
@@ -92,10 +90,7 @@ extern "C" __global__ void fill(T *x, u64 elements, float scale, u32 seed) {
 }
 extern "C" __global__ void fill_fp8(u8 *codes, u64 elements, u32 seed) {
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += (u64)gridDim.x * blockDim.x) {
-        u16 both;
-        float value = noise(i, seed) * 100.0f;
-        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(0.0f), "f"(value));
-        codes[i] = (u8)both;
+        codes[i] = (u8)fp8_pair(noise(i, seed) * 100.0f, 0.0f);
     }
 }
 extern "C" __global__ void fill_f32(float *x, u64 elements, float value) {

@@ -1,6 +1,8 @@
 //! The attention daemon's loop: `M` microbatches in turn through attention, the wire, and the FFN instances.
 
+mod compute;
 mod finish;
+mod host;
 mod sequences;
 
 use crate::figures::Figures;
@@ -8,29 +10,28 @@ use crate::layout::{EXPERT_IDS, EXPERT_WEIGHTS, HIDDEN, SCALES, StageTag};
 use crate::microbatch::{Microbatch, Phase};
 use crate::options::Notice;
 use crate::sequence::{Admitted, Outbox, Sequence, deal};
-use crate::wire::{self, Wire};
+use crate::wire::Wire;
 use crate::{DaemonError, Step};
+use compute::Compute;
+use host::HostCompute;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::{AttentionMesh, MeshError, Request, Ticket, TicketFailure, TicketStatus};
-use stepmesh_model::{AttentionStage, KvCache, Row};
+use stepmesh_model::{AttentionStage, Row};
 use stepmesh_proto::control::failed::Kind;
 use stepmesh_proto::{Dtype as WireElement, Part};
 
 /// An attention instance at work.
 pub struct AttentionExecutor {
     mesh: AttentionMesh,
-    stage: Box<dyn AttentionStage>,
-    cache: KvCache,
+    compute: Box<dyn Compute>,
     kv_tokens: usize,
     wire: Wire,
-    scales: Vec<f32>,
     max_rows: usize,
     microbatches: Vec<Microbatch>,
     queue: VecDeque<Admitted>,
     queue_limit: usize,
     turn: usize,
-    partials: Vec<Vec<f32>>,
     logits: Vec<f32>,
     dealt: Vec<usize>,
     figures: Figures,
@@ -51,20 +52,29 @@ impl AttentionExecutor {
         max_rows: u32,
         queue: usize,
     ) -> Result<Self, DaemonError> {
-        let cache = stage.new_cache(kv_tokens)?;
-        Ok(Self {
+        let compute = HostCompute::new(stage, wire, kv_tokens, microbatches)?;
+        Ok(Self::of(mesh, Box::new(compute), wire, kv_tokens, microbatches, max_rows, queue))
+    }
+
+    fn of(
+        mesh: AttentionMesh,
+        compute: Box<dyn Compute>,
+        wire: Wire,
+        kv_tokens: usize,
+        microbatches: u16,
+        max_rows: u32,
+        queue: usize,
+    ) -> Self {
+        Self {
             wire,
-            scales: Vec::new(),
             mesh,
-            stage,
-            cache,
+            compute,
             kv_tokens,
             max_rows: max_rows as usize,
             microbatches: (0..microbatches).map(|_| Microbatch::new()).collect(),
             queue: VecDeque::new(),
             queue_limit: queue,
             turn: 0,
-            partials: Vec::new(),
             logits: Vec::new(),
             dealt: Vec::new(),
             figures: Figures::default(),
@@ -72,7 +82,7 @@ impl AttentionExecutor {
             unlinked_since: None,
             patience: Duration::from_secs(10),
             draining: false,
-        })
+        }
     }
 
     /// The mesh.
@@ -188,59 +198,70 @@ impl AttentionExecutor {
     fn combine(&mut self, index: usize, layer: usize, ticket: Ticket) -> Result<Result<(), String>, DaemonError> {
         let microbatch = &mut self.microbatches[index];
         let reply = self.mesh.take(ticket)?;
-        let ranks = reply.ranks();
-        self.partials.resize_with(ranks, Vec::new);
-        for rank in 0..ranks {
-            self.figures.record(reply.trace(rank));
-            let partial = &mut self.partials[rank];
-            partial.resize(microbatch.x.len(), 0.0);
-            if let Err(error) = self.wire.reply().decode(reply.part(rank, 0), partial) {
-                return Ok(Err(format!("ffn {rank} replied with another shape: {error}")));
-            }
-        }
-        let partials: Vec<&[f32]> = self.partials.iter().map(Vec::as_slice).collect();
-        self.stage.combine(&mut microbatch.x, &partials)?;
+        (0..reply.ranks()).for_each(|rank| self.figures.record(reply.trace(rank)));
+        let combined = self.compute.combine(index, microbatch.rows.len(), &reply)?;
         microbatch.phase = Phase::Compute { layer: layer + 1 };
-        Ok(Ok(()))
+        Ok(combined)
     }
 
     /// Computes and sends for the microbatch whose turn it is. False if there is none to compute for.
     fn work(&mut self) -> Result<bool, DaemonError> {
         let count = self.microbatches.len();
-        let mut worked = false;
+        let (mut worked, mut waits) = (false, false);
         for offset in 0..count {
             let index = (self.turn + offset) % count;
             if !worked && self.compute(index)? {
                 self.turn = (index + 1) % count;
                 worked = true;
             }
+            waits |= self.end_unit(index)?;
             match self.microbatches[index].phase {
                 Phase::Push { layer } => self.push(index, layer)?,
                 Phase::Leave => self.leave(index)?,
                 _ => {}
             }
         }
-        Ok(worked)
+        Ok(worked || waits)
     }
 
-    /// One unit: the end of a step, the start of the next, or the attention half of a layer.
+    /// Begins a unit: the attention half of a layer, the end of a step, or the start of the next.
     fn compute(&mut self, index: usize) -> Result<bool, DaemonError> {
         match self.microbatches[index].phase {
-            Phase::Compute { layer } if layer == self.stage.config().num_layers => {
-                self.finish_step(index)?;
-                self.start_step(index)?;
-                Ok(true)
+            Phase::Compute { layer } if layer == self.compute.config().num_layers => self.begin_finish(index)?,
+            // What is computed where it is sent from has to wait until that is free.
+            Phase::Compute { .. } if self.compute.fills_slots() && self.mesh.acquire(index as u16).is_err() => {
+                return Ok(false);
             }
             Phase::Compute { layer } => {
-                self.attend(index, layer)?;
-                Ok(true)
+                let rows = &self.microbatches[index].rows;
+                self.compute.attend(&self.mesh, index, layer, rows)?;
+                self.microbatches[index].phase = Phase::Computing { layer };
             }
-            Phase::Idle | Phase::Leave if !self.microbatches[index].joining.is_empty() && self.mesh.is_linked() => {
+            Phase::Idle | Phase::Leave
+                if !self.microbatches[index].joining.is_empty()
+                    && self.mesh.is_linked()
+                    && self.compute.is_over(index)? =>
+            {
                 self.start_step(index)?;
-                Ok(true)
             }
-            _ => Ok(false),
+            _ => return Ok(false),
         }
+        Ok(true)
+    }
+
+    /// Goes on behind a unit that is over. True while one is not, and there is something to look at again.
+    fn end_unit(&mut self, index: usize) -> Result<bool, DaemonError> {
+        let Phase::Computing { layer } = self.microbatches[index].phase else { return Ok(false) };
+        if !self.compute.is_over(index)? {
+            return Ok(true);
+        }
+        if layer < self.compute.config().num_layers {
+            self.microbatches[index].phase = Phase::Push { layer };
+            return Ok(false);
+        }
+        self.finish_step(index)?;
+        self.start_step(index)?;
+        Ok(true)
     }
 
     /// Lets sequences join, deals out the step's rows and looks their tokens up. Without sequences the microbatch leaves.
@@ -263,25 +284,8 @@ impl AttentionExecutor {
             microbatch.rows.extend(positions.map(|position| Row { sequence: sequence.cache, position }));
             microbatch.counts.push(rows);
         }
-        microbatch.x.resize(tokens.len() * self.stage.config().hidden_size, 0.0);
-        microbatch.y.resize(microbatch.x.len(), 0.0);
-        self.stage.embed(&tokens, &mut microbatch.x)?;
+        self.compute.begin(index, &tokens, &microbatch.rows)?;
         microbatch.phase = Phase::Compute { layer: 0 };
-        Ok(())
-    }
-
-    /// The attention half of a layer, and the router.
-    fn attend(&mut self, index: usize, layer: usize) -> Result<(), DaemonError> {
-        let microbatch = &mut self.microbatches[index];
-        let Microbatch { rows, x, y, experts, weights, .. } = microbatch;
-        self.stage.attention(layer, rows, x, &mut self.cache, y)?;
-        let top_k = if self.stage.config().is_moe(layer) { self.stage.config().top_k } else { 0 };
-        experts.resize(rows.len() * top_k, 0);
-        weights.resize(rows.len() * top_k, 0.0);
-        if top_k > 0 {
-            self.stage.route(layer, y, experts, weights)?;
-        }
-        microbatch.phase = Phase::Push { layer };
         Ok(())
     }
 
@@ -304,16 +308,10 @@ impl AttentionExecutor {
             Err(MeshError::WouldBlock(_) | MeshError::NotLinked(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let config = self.stage.config();
+        let config = self.compute.config();
         let rows = microbatch.rows.len() as u32;
-        wire::encode(self.wire, &microbatch.y, config.hidden_size, &mut self.scales, &mut buffer)?;
         let experts = self.wire.request_parts();
-        for (bytes, id) in buffer.part_mut(experts).as_chunks_mut::<2>().0.iter_mut().zip(&microbatch.experts) {
-            *bytes = id.to_le_bytes();
-        }
-        for (bytes, weight) in buffer.part_mut(experts + 1).as_chunks_mut::<4>().0.iter_mut().zip(&microbatch.weights) {
-            *bytes = weight.to_le_bytes();
-        }
+        let used = if config.is_moe(layer) { experts + 2 } else { experts };
         let part = |key, dtype, row_bytes: usize| Part { key, dtype, rows, row_bytes: row_bytes as u32, offset: 0 };
         let mut parts = [Part::default(); 4];
         let kinds = [(HIDDEN, self.wire.request_dtype()), (SCALES, WireElement::F32)];
@@ -324,7 +322,7 @@ impl AttentionExecutor {
         }
         parts[experts] = part(EXPERT_IDS, WireElement::U16, config.top_k * 2);
         parts[experts + 1] = part(EXPERT_WEIGHTS, WireElement::F32, config.top_k * 4);
-        let used = if microbatch.experts.is_empty() { experts } else { experts + 2 };
+        self.compute.fill(index, &mut buffer)?;
         let tag = StageTag { layer: layer as u32, step: microbatch.step, microbatch: index as u16 };
         let request = Request { group: layer as u32, app: tag.encode(), parts: &parts[..used], leave: false };
         match self.mesh.push_pull(buffer, request) {

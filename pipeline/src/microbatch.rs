@@ -13,6 +13,8 @@ pub(crate) enum Phase {
     Leave,
     /// The attention half of the layer is to be computed.
     Compute { layer: usize },
+    /// The attention half of the layer is being computed; behind the last one, what the next tokens follow from.
+    Computing { layer: usize },
     /// Computed; the request is to be sent, again if it was lost on the way.
     Push { layer: usize },
     /// The FFN instances have it.
@@ -27,14 +29,6 @@ pub(crate) struct Microbatch {
     pub(crate) rows: Vec<Row>,
     /// Rows of each sequence in this step.
     pub(crate) counts: Vec<usize>,
-    /// Residual stream `[rows, hidden]`.
-    pub(crate) x: Vec<f32>,
-    /// What the FFN instances get `[rows, hidden]`.
-    pub(crate) y: Vec<f32>,
-    /// `[rows, top_k]`.
-    pub(crate) experts: Vec<u16>,
-    /// `[rows, top_k]`.
-    pub(crate) weights: Vec<f32>,
 }
 
 impl Microbatch {
@@ -46,10 +40,6 @@ impl Microbatch {
             step: 0,
             rows: Vec::new(),
             counts: Vec::new(),
-            x: Vec::new(),
-            y: Vec::new(),
-            experts: Vec::new(),
-            weights: Vec::new(),
         }
     }
 

@@ -151,5 +151,5 @@ fn chosen(stage: &mut CudaFfn, config: &ModelConfig, tokens: usize) -> Result<De
     let ids: Vec<u16> = (0..tokens * config.top_k).map(|i| pick(i) as u16).collect();
     let hidden: Span = stage.noise(tokens * config.hidden_size)?;
     let (experts, weights) = stage.choices(&ids, &vec![0.25; ids.len()])?;
-    Ok(DeviceInput { hidden, experts: Some(experts), weights: Some(weights) })
+    Ok(DeviceInput { hidden, experts: Some(experts), weights: Some(weights), quantised: None })
 }

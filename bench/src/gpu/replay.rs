@@ -308,7 +308,12 @@ impl Ffn {
         for microbatch in 0..SLOTS {
             let parts = request_parts(config.top_k, config.hidden_size);
             let place = |part: usize| within(mesh.request_place(0, microbatch, part), parts[part].bytes() as usize);
-            inputs.push(DeviceInput { hidden: place(0)?, experts: Some(place(1)?), weights: Some(place(2)?) });
+            inputs.push(DeviceInput {
+                hidden: place(0)?,
+                experts: Some(place(1)?),
+                weights: Some(place(2)?),
+                quantised: None,
+            });
             let bytes = reply_part(config.hidden_size).bytes() as usize;
             outputs.push(within(mesh.reply_place(0, microbatch, 0), bytes)?);
         }

@@ -258,6 +258,7 @@ static uint16_t fp8_pair(float low, float high) { return device::fp8_code(low) |
 static uint32_t halves_of_fp8(uint16_t both) {
     return device::half_bits(device::fp8_value(both)) | (uint32_t)device::half_bits(device::fp8_value(both >> 8)) << 16;
 }
+static float half_value(uint16_t bits) { return device::half_value(bits); }
 static uint32_t shared_address(const void *pointer) { return (const unsigned char *)pointer - device::shared; }
 static void copy_16(uint32_t to, const void *from, bool valid) {
     if (valid) memcpy(device::shared + to, from, 16);

@@ -179,6 +179,11 @@ impl CudaAttention {
         &self.gpu.context
     }
 
+    /// Bytes of an activation.
+    pub fn element(&self) -> usize {
+        self.gpu.element()
+    }
+
     /// Device memory of so many bytes that lives as long as this.
     ///
     /// # Errors
@@ -281,6 +286,26 @@ impl CudaAttention {
         let from = input(&out, all_heads, &weights.output)?;
         gpu.multiply(stream, &weights.output, &from, rows, &normed, Grouping::One)?;
         gpu.add_rms_norm(stream, y, x, &normed, &weights.post_norm, rows, eps)
+    }
+
+    /// Puts rows as FP8 on a stream, as [`quantise_rows`](crate::quantise_rows) makes them: codes `[rows, hidden]` and scales of 32
+    /// bits for every 128 of them.
+    ///
+    /// # Errors
+    /// Spans of other lengths.
+    pub fn quantise_on(
+        &self,
+        stream: &Stream,
+        rows: usize,
+        y: &Span,
+        codes: &Span,
+        scales: &Span,
+    ) -> Result<(), ModelError> {
+        let hidden = self.config.hidden_size;
+        check_len("y", y.len(), rows * hidden * self.gpu.element())?;
+        check_len("codes", codes.len(), rows * hidden)?;
+        check_len("scales", scales.len(), rows * fp8_groups(hidden) * 4)?;
+        self.gpu.quantise(stream, codes, scales, y, hidden, rows)
     }
 
     /// Puts a router on a stream, as [`AttentionStage::route`] does it: ids of 16 bits, weights of 32. A row that is not finite

@@ -8,6 +8,7 @@ use stepmesh_transport::cuda::{Context, DeviceMemory, Span};
 use super::gpu::RowPlaces;
 use super::memory::{Arena, Staging};
 use crate::ModelError;
+use crate::cache::BLOCK_TOKENS;
 
 /// Keys and values in device memory: `[layers, pages, key or value, 16, head_dim]`.
 #[derive(Debug, Clone)]
@@ -28,6 +29,7 @@ impl CudaCache {
 
 /// The rows of a batch on the device: their positions and their sequences' pages, which may change between two replays of what
 /// was captured with them.
+#[derive(Clone)]
 pub struct Batch {
     pub(super) places: RowPlaces,
     rows: usize,
@@ -43,6 +45,20 @@ impl Batch {
     /// Where there is room for them.
     pub(super) fn of(places: RowPlaces, rows: usize) -> Self {
         Self { places, rows }
+    }
+
+    /// A batch of fewer rows, of sequences of up to `tokens` tokens, in the same memory.
+    ///
+    /// # Errors
+    /// [`ModelError::Cuda`] if there is no room for so many.
+    pub fn within(&self, rows: usize, tokens: usize) -> Result<Self, ModelError> {
+        let pages_a_row = tokens.div_ceil(BLOCK_TOKENS);
+        let places = RowPlaces {
+            positions: self.places.positions.part(0..rows * 4)?,
+            tables: self.places.tables.part(0..rows * pages_a_row * 4)?,
+            pages_a_row,
+        };
+        Ok(Self { places, rows })
     }
 
     /// Rows.

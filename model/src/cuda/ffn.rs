@@ -72,6 +72,8 @@ pub struct DeviceInput {
     pub experts: Option<Span>,
     /// Their weights `[rows, top_k]`, f32; nothing for a dense layer.
     pub weights: Option<Span>,
+    /// The same activations as FP8 codes and scales, where they came so; what needs them makes them otherwise.
+    pub quantised: Option<(Span, Span)>,
 }
 
 impl CudaFfn {
@@ -178,6 +180,30 @@ impl CudaFfn {
         Ok((ids, with))
     }
 
+    /// Bytes of an activation.
+    pub fn element(&self) -> usize {
+        self.gpu.element()
+    }
+
+    /// Puts activations on a stream that came as FP8: codes `[rows, hidden]`, and scales of 32 bits for every 128 of them.
+    ///
+    /// # Errors
+    /// Spans of other lengths.
+    pub fn dequantise_on(
+        &self,
+        stream: &Stream,
+        rows: usize,
+        codes: &Span,
+        scales: &Span,
+        out: &Span,
+    ) -> Result<(), ModelError> {
+        let hidden = self.config.hidden_size;
+        check_len("codes", codes.len(), rows * hidden)?;
+        check_len("scales", scales.len(), rows * fp8_groups(hidden) * 4)?;
+        check_len("out", out.len(), rows * hidden * self.gpu.element())?;
+        self.gpu.dequantise(stream, out, codes, scales, hidden)
+    }
+
     /// Puts a layer on a stream, as [`FfnStage::forward`] does it: `out` `[rows, hidden]`, as activations are. What peers sent is
     /// not checked here: an expert that this shard does not hold, or that does not exist, adds nothing.
     ///
@@ -192,23 +218,15 @@ impl CudaFfn {
         out: &Span,
     ) -> Result<(), ModelError> {
         check_len("hidden", input.hidden.len(), rows * self.config.hidden_size * self.gpu.element())?;
-        self.forward_of(stream, layer, rows, input, None, out)
-    }
-
-    fn forward_of(
-        &mut self,
-        stream: &Stream,
-        layer: usize,
-        rows: usize,
-        input: &DeviceInput,
-        quantised: Option<(Span, Span)>,
-        out: &Span,
-    ) -> Result<(), ModelError> {
+        if let Some((codes, scales)) = &input.quantised {
+            check_len("codes", codes.len(), rows * self.config.hidden_size)?;
+            check_len("scales", scales.len(), rows * fp8_groups(self.config.hidden_size) * 4)?;
+        }
         let Self { gpu, config, dtype, layers, scratch, .. } = self;
         let weights = layers.get(layer).ok_or(ModelError::Layer { layer, reason: "does not exist" })?;
         let (hidden, element, ctx) = (config.hidden_size, gpu.element(), gpu.context.clone());
         check_len("out", out.len(), rows * hidden * element)?;
-        let quantised = match quantised {
+        let quantised = match input.quantised.clone() {
             None if dtype.quantises() => {
                 let codes = scratch.x_codes.room(&ctx, rows * hidden)?;
                 let scales = scratch.x_scales.room(&ctx, rows * fp8_groups(hidden) * 4)?;
@@ -358,7 +376,7 @@ impl FfnStage for CudaFfn {
             true => self.staging.upload(plain.iter().map(|value| bf16::from_f32(*value)), &x)?,
             false => self.staging.upload(plain.iter().copied(), &x)?,
         }
-        let mut input = DeviceInput { hidden: x, experts: None, weights: None };
+        let mut input = DeviceInput { hidden: x, experts: None, weights: None, quantised: None };
         if top_k > 0 {
             let ids = self.scratch.ids.room(&ctx, rows * top_k * 2)?;
             let weights = self.scratch.weights.room(&ctx, rows * top_k * 4)?;
@@ -366,7 +384,7 @@ impl FfnStage for CudaFfn {
             self.staging.upload(segments.iter().flat_map(|segment| segment.weights.iter().copied()), &weights)?;
             (input.experts, input.weights) = (Some(ids), Some(weights));
         }
-        let quantised = match quantises {
+        input.quantised = match quantises {
             true => {
                 let place = self.scratch.x_codes.room(&ctx, codes.len())?;
                 let with = self.scratch.x_scales.room(&ctx, scales.len() * 4)?;
@@ -378,7 +396,7 @@ impl FfnStage for CudaFfn {
         };
         let result = self.scratch.out.room(&ctx, rows * hidden * element)?;
         let stream = self.staging.stream();
-        self.forward_of(&stream, layer, rows, &input, quantised, &result)?;
+        self.forward_on(&stream, layer, rows, &input, &result)?;
         read_values(&self.staging, self.gpu.rounds, &result, out)
     }
 }

@@ -243,6 +243,20 @@ impl Gpu {
         launch!(self, stream, c"quantise", grid, 256, 0; codes, scales, x, width, groups, all)
     }
 
+    pub(super) fn dequantise(
+        &self,
+        stream: &Stream,
+        out: &Span,
+        codes: &Span,
+        scales: &Span,
+        width: usize,
+    ) -> Result<(), ModelError> {
+        self.keep(stream, &[out, codes, scales]);
+        let (elements, groups) = (codes.len() as u64, width.div_ceil(FP8_GROUP) as i32);
+        let (out, codes, scales, width) = (out.address(), codes.address(), scales.address(), width as i32);
+        launch!(self, stream, c"dequantise", [blocks(elements), 1, 1], 256, 0; out, codes, scales, width, groups, elements)
+    }
+
     /// `out` `[rows, n]` = `x` `[rows, k]` times the weights' transpose.
     pub(super) fn multiply(
         &self,

@@ -24,7 +24,7 @@ const SOURCE: &str = concat!(
 
 /// Every kernel: its name, whether it is for bf16 activations only (or for f32 only), and its dynamic shared memory where that is
 /// more than a kernel has without asking.
-const KERNELS: [(&CStr, Only, i32); 27] = [
+const KERNELS: [(&CStr, Only, i32); 28] = [
     (c"embed_f32", Only::Neither, 0),
     (c"embed_bf16", Only::Neither, 0),
     (c"rms_norm", Only::Neither, 0),
@@ -33,6 +33,7 @@ const KERNELS: [(&CStr, Only, i32); 27] = [
     (c"combine_f32", Only::Neither, 0),
     (c"combine_bf16", Only::Neither, 0),
     (c"quantise", Only::Neither, 0),
+    (c"dequantise", Only::Neither, 0),
     (c"fill", Only::Neither, 0),
     (c"fill_fp8", Only::Neither, 0),
     (c"fill_f32", Only::Neither, 0),

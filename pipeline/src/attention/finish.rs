@@ -2,30 +2,50 @@
 
 use super::AttentionExecutor;
 use crate::DaemonError;
+use crate::microbatch::Phase;
 use crate::sequence::Sequence;
 use stepmesh_model::log_probability;
 use stepmesh_proto::control::{self, failed::Kind, sequence_event::Body};
 
 impl AttentionExecutor {
-    /// After the last layer: the next token of every sequence whose rows are all done.
+    /// Behind the last layer: begins what the next tokens, or scores of the prompt, follow from.
+    pub(super) fn begin_finish(&mut self, index: usize) -> Result<(), DaemonError> {
+        let microbatch = &mut self.microbatches[index];
+        let (mut row, mut wanted) = (0, None);
+        for (sequence, &rows) in microbatch.sequences.iter().zip(&microbatch.counts) {
+            let (first, end) = (row, row + rows);
+            row = end;
+            let first = match () {
+                () if sequence.cancelled || rows == 0 => continue,
+                () if sequence.scores_prompt() => first,
+                () if sequence.pending() == rows && sequence.max_new_tokens > 0 => end - 1,
+                () => continue,
+            };
+            wanted = Some(wanted.map_or(first, |(before, _)| before)).map(|first| (first, end));
+        }
+        self.compute.begin_logits(index, wanted.map_or(0..0, |(first, end)| first..end))?;
+        microbatch.phase = Phase::Computing { layer: self.compute.config().num_layers };
+        Ok(())
+    }
+
+    /// The next token of every sequence whose rows are all done.
     pub(super) fn finish_step(&mut self, index: usize) -> Result<(), DaemonError> {
         let microbatch = &mut self.microbatches[index];
-        let (hidden, vocabulary) = (self.stage.config().hidden_size, self.stage.config().vocab_size);
-        self.logits.resize(vocabulary, 0.0);
+        self.logits.resize(self.compute.config().vocab_size, 0.0);
         let mut row = 0;
         for (sequence, &rows) in microbatch.sequences.iter_mut().zip(&microbatch.counts) {
-            let states = &microbatch.x[row * hidden..(row + rows) * hidden];
+            let states = row..row + rows;
             row += rows;
             let first = sequence.done;
             sequence.done += rows;
             if sequence.cancelled || rows == 0 {
                 continue;
             }
-            if sequence.score_prompt && sequence.generated == 0 {
+            if sequence.scores_prompt() {
                 let following = sequence.tokens[first + 1..].iter().take(rows);
                 let mut log_probabilities = Vec::with_capacity(rows);
-                for (state, &token) in states.chunks_exact(hidden).zip(following) {
-                    self.stage.logits(state, &mut self.logits)?;
+                for (state, &token) in states.clone().zip(following) {
+                    self.compute.logits(index, state, &mut self.logits)?;
                     match log_probability(&self.logits, token) {
                         Ok(score) => log_probabilities.push(score),
                         Err(error) => {
@@ -43,7 +63,7 @@ impl AttentionExecutor {
             if sequence.pending() > 0 || sequence.max_new_tokens == 0 {
                 continue;
             }
-            self.stage.logits(&states[(rows - 1) * hidden..], &mut self.logits)?;
+            self.compute.logits(index, states.end - 1, &mut self.logits)?;
             let token = match sequence.sampler.choose(&self.logits) {
                 Ok(token) => token,
                 Err(error) => {
@@ -73,16 +93,15 @@ impl AttentionExecutor {
 
     /// Sequences that were cancelled, have come to an end token, or are as long as was asked for.
     fn end_sequences(&mut self, index: usize) {
-        let eos = &self.stage.config().eos_token_ids;
-        let (cache, outbox) = (&mut self.cache, &mut self.outbox);
+        let (compute, outbox) = (&mut self.compute, &mut self.outbox);
         self.microbatches[index].sequences.retain(|sequence| {
             let reason = match () {
                 () if sequence.cancelled => None,
-                () if sequence.is_at_end(eos) => Some(control::finished::Reason::Eos),
+                () if sequence.is_at_end(&compute.config().eos_token_ids) => Some(control::finished::Reason::Eos),
                 () if sequence.is_complete() => Some(control::finished::Reason::Length),
                 () => return true,
             };
-            let _ = cache.free(sequence.cache);
+            let _ = compute.cache().free(sequence.cache);
             if let Some(reason) = reason {
                 let finished = control::Finished { reason: reason as i32, tokens: sequence.generated };
                 outbox.events.push_back((sequence.number, Body::Finished(finished)));
@@ -93,6 +112,11 @@ impl AttentionExecutor {
 }
 
 impl Sequence {
+    /// Whether its prompt's tokens are scored.
+    fn scores_prompt(&self) -> bool {
+        self.score_prompt && self.generated == 0
+    }
+
     /// Whether the last token generated is one that ends the sequence.
     fn is_at_end(&self, eos: &[u32]) -> bool {
         let last = self.tokens.last().filter(|_| self.generated > 0);

@@ -39,7 +39,7 @@ impl AttentionExecutor {
                     self.outbox.fail(start.sequence, Kind::Overloaded, "this attention instance is shutting down");
                     return Ok(());
                 }
-                match admit(start.sequence, request, self.stage.config(), self.kv_tokens) {
+                match admit(start.sequence, request, self.compute.config(), self.kv_tokens) {
                     Err(reason) => self.outbox.fail(start.sequence, Kind::Invalid, reason),
                     Ok(_) if self.queue.len() >= self.queue_limit => {
                         let message = format!("{} sequences wait already: try again later", self.queue.len());
@@ -103,7 +103,7 @@ impl AttentionExecutor {
             else {
                 return;
             };
-            match self.cache.reserve(waiting.length()) {
+            match self.compute.cache().reserve(waiting.length()) {
                 Ok(cache) => {
                     let Some(admitted) = self.queue.pop_front() else { return };
                     let now_ns = self.mesh.clock().now_ns();
@@ -135,7 +135,7 @@ impl AttentionExecutor {
             let _ = self.mesh.take(ticket);
         }
         for sequence in microbatch.sequences.drain(..).chain(microbatch.joining.drain(..)) {
-            let _ = self.cache.free(sequence.cache);
+            let _ = self.compute.cache().free(sequence.cache);
             self.outbox.fail(sequence.number, kind, message);
         }
         if microbatch.phase != Phase::Idle {

@@ -14,7 +14,14 @@ __device__ __forceinline__ u16 fp8_pair(float low, float high) {
     return both;
 }
 
-// And as half precision again.
+// A value of half precision.
+__device__ __forceinline__ float half_value(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// A pair of FP8 as half precision.
 __device__ __forceinline__ u32 halves_of_fp8(u16 both) {
     u32 halves;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(both));

@@ -78,6 +78,12 @@ extern "C" __global__ void quantise(u8 *codes, float *scales, const T *x, int wi
     }
 }
 
+// And back: out = code * the scale of its 128 elements. One thread an element.
+extern "C" __global__ void dequantise(T *out, const u8 *codes, const float *scales, int width, int groups, u64 elements) {
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += (u64)gridDim.x * blockDim.x)
+        store(out + i, half_value((u16)halves_of_fp8(codes[i])) * scales[i / width * groups + i % width / 128]);
+}
+
 // Values that look like weights or activations, for measurements: even in -scale..scale, from a hash of place and seed.
 __device__ __forceinline__ float noise(u64 place, u32 seed) {
     u64 bits = (place + 1) * 0x9e3779b97f4a7c15ull ^ (u64)seed * 0xd1b54a32d192ed03ull;

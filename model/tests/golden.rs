@@ -187,3 +187,11 @@ fn w8a8_is_as_near_to_the_reference_as_another_order_of_addition() {
         assert!(first.1 < 2e-5 && (shards > 1 || first.0 < 2e-5), "{shards} shards: {first:?}");
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn whole_prompts_on_a_gpu() {
+    if common::gpu().is_none() {
+        stepmesh_fake_cuda::harness::run_on_a_gpu(&["--exact", "one_ffn_instance_and_whole_prompts"]);
+    }
+}

@@ -146,3 +146,11 @@ fn both_sides_round_to_bf16_where_the_reference_does() {
         }
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn all_of_it_on_a_gpu() {
+    if common::gpu().is_none() {
+        stepmesh_fake_cuda::harness::run_on_a_gpu(&["--skip", "all_of_it_on_a_gpu"]);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod compute;
 mod finish;
+mod gpu;
 mod host;
 mod sequences;
 
@@ -13,10 +14,12 @@ use crate::sequence::{Admitted, Outbox, Sequence, deal};
 use crate::wire::Wire;
 use crate::{DaemonError, Step};
 use compute::Compute;
+use gpu::GpuCompute;
 use host::HostCompute;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::{AttentionMesh, MeshError, Request, Ticket, TicketFailure, TicketStatus};
+use stepmesh_model::cuda::CudaAttention;
 use stepmesh_model::{AttentionStage, Row};
 use stepmesh_proto::control::failed::Kind;
 use stepmesh_proto::{Dtype as WireElement, Part};
@@ -53,6 +56,24 @@ impl AttentionExecutor {
         queue: usize,
     ) -> Result<Self, DaemonError> {
         let compute = HostCompute::new(stage, wire, kv_tokens, microbatches)?;
+        Ok(Self::of(mesh, Box::new(compute), wire, kv_tokens, microbatches, max_rows, queue))
+    }
+
+    /// As [`AttentionExecutor::new`], of a stage on a GPU that computes in the slots themselves: the mesh's device is
+    /// [`beside`](stepmesh_transport::cuda::beside) that GPU, and partial sums travel as its activations are.
+    ///
+    /// # Errors
+    /// No room on the GPU.
+    pub fn on_gpu(
+        mesh: AttentionMesh,
+        stage: CudaAttention,
+        wire: Wire,
+        kv_tokens: usize,
+        microbatches: u16,
+        max_rows: u32,
+        queue: usize,
+    ) -> Result<Self, DaemonError> {
+        let compute = GpuCompute::new(stage, wire, kv_tokens, microbatches, max_rows as usize)?;
         Ok(Self::of(mesh, Box::new(compute), wire, kv_tokens, microbatches, max_rows, queue))
     }
 

@@ -1,15 +1,18 @@
 //! The daemons: a checkpoint, a device, a session with the scheduler, and the loop until someone ends it.
 
 use crate::layout::{slot_layout, workload};
-use crate::options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown};
+use crate::options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown, Slots};
 use crate::{AttentionExecutor, DaemonError, FfnExecutor};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError};
 use stepmesh_model::cuda::{CudaAttention, CudaFfn};
-use stepmesh_model::{AttentionStage, Checkpoint, CpuAttention, CpuFfn, FfnStage, LoadOptions, LoadProgress, Shard};
-use stepmesh_transport::{Clock, Device, Endpoint};
+use stepmesh_model::{
+    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, LoadOptions, LoadProgress, Shard, WireDtype,
+};
+use stepmesh_transport::cuda::{Context, beside};
+use stepmesh_transport::{Clock, Device, Endpoint, Provider};
 
 /// How long a loop sleeps at most before it looks at `Shutdown` again; a trigger wakes it at once anyway.
 const NAP: Duration = Duration::from_millis(500);
@@ -26,22 +29,21 @@ pub fn run_attention(
     let checkpoint = open(&daemon.checkpoint)?;
     let member = member_options(daemon, &checkpoint)?;
     let mut told = |progress: LoadProgress| observe(progress.into());
-    let stage: Box<dyn AttentionStage> = match daemon.gpu {
-        None => Box::new(CpuAttention::load_with(&checkpoint, load_options(daemon), &mut told)?),
-        Some(index) => Box::new(CudaAttention::load(&checkpoint, load_options(daemon), index, &mut told)?),
+    let stage = match daemon.gpu {
+        None => Stage::Host(Box::new(CpuAttention::load_with(&checkpoint, load_options(daemon), &mut told)?) as Box<_>),
+        Some(index) => {
+            let stage = CudaAttention::load(&checkpoint, load_options(daemon), index, &mut told)?;
+            if has_gpu_slots(daemon) { Stage::Gpu(stage) } else { Stage::Host(Box::new(stage)) }
+        }
     };
-    let session = Session::open(daemon, shutdown)?;
-    let Session { device, endpoint, control } = session;
+    let Session { device, endpoint, control } = Session::open(daemon, shutdown)?;
     let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
-    let mut executor = AttentionExecutor::new(
-        mesh,
-        stage,
-        daemon.wire,
-        options.kv_tokens,
-        daemon.microbatches,
-        daemon.max_rows,
-        options.queue,
-    )?;
+    let (wire, kv_tokens, queue) = (daemon.wire, options.kv_tokens, options.queue);
+    let (microbatches, rows) = (daemon.microbatches, daemon.max_rows);
+    let mut executor = match stage {
+        Stage::Host(stage) => AttentionExecutor::new(mesh, stage, wire, kv_tokens, microbatches, rows, queue)?,
+        Stage::Gpu(stage) => AttentionExecutor::on_gpu(mesh, stage, wire, kv_tokens, microbatches, rows, queue)?,
+    };
     let mut rank = None;
     let mut drain_until = None;
     loop {
@@ -86,12 +88,21 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
     observe(Notice::Joined { rank });
     let shard = Shard::with_tensor_parallel(rank as usize, mesh.ffn(), daemon.tensor_parallel as usize)?;
     let mut told = |progress: LoadProgress| observe(progress.into());
-    let stage: Box<dyn FfnStage> = match daemon.gpu {
-        None => Box::new(CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut told)?),
-        Some(index) => Box::new(CudaFfn::load(&checkpoint, load_options(daemon), shard, index, &mut told)?),
+    let (wire, policy) = (daemon.wire, options.policy);
+    let mut executor = match daemon.gpu {
+        None => {
+            let stage = CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut told)?;
+            FfnExecutor::new(mesh, Box::new(stage), wire, policy)
+        }
+        Some(index) => {
+            let stage = CudaFfn::load(&checkpoint, load_options(daemon), shard, index, &mut told)?;
+            match has_gpu_slots(daemon) {
+                true => FfnExecutor::on_gpu(mesh, stage, wire, policy)?,
+                false => FfnExecutor::new(mesh, Box::new(stage), wire, policy),
+            }
+        }
     };
     drop(checkpoint);
-    let mut executor = FfnExecutor::new(mesh, stage, daemon.wire, options.policy);
     loop {
         executor.run_once(NAP)?;
         while let Some(notice) = executor.next_notice() {
@@ -101,6 +112,19 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
             return Ok(());
         }
     }
+}
+
+/// An attention stage, and where its hidden states are on their way.
+enum Stage {
+    Host(Box<dyn AttentionStage>),
+    Gpu(CudaAttention),
+}
+
+/// Whether hidden states are on their way where a GPU computes. Partial sums must travel as its activations are.
+fn has_gpu_slots(daemon: &DaemonOptions) -> bool {
+    daemon.gpu.is_some()
+        && daemon.slots == Slots::Gpu
+        && (daemon.wire.reply() == WireDtype::Bf16) == (daemon.dtype != Dtype::F32)
 }
 
 fn open(source: &CheckpointSource) -> Result<Checkpoint, DaemonError> {
@@ -134,7 +158,11 @@ fn member_options(daemon: &DaemonOptions, checkpoint: &Checkpoint) -> Result<Mem
     }
     let config = checkpoint.config();
     let layout = slot_layout(config, daemon.wire, daemon.microbatches, daemon.max_rows)?;
-    let mut member = MemberOptions::new(layout, workload(config, daemon.dtype, daemon.wire, daemon.tensor_parallel));
+    let mut workload = workload(config, daemon.dtype, daemon.wire, daemon.tensor_parallel);
+    if daemon.transport == Provider::Shm && has_gpu_slots(daemon) {
+        workload.push_str(", slots in GPU memory");
+    }
+    let mut member = MemberOptions::new(layout, workload);
     member.name = daemon.name.clone();
     member.rank = daemon.rank;
     member.lanes = daemon.lanes;
@@ -152,7 +180,10 @@ struct Session {
 
 impl Session {
     fn open(daemon: &DaemonOptions, shutdown: &Shutdown) -> Result<Self, DaemonError> {
-        let device = stepmesh_transport::open(daemon.transport, &daemon.device)?;
+        let mut device = stepmesh_transport::open(daemon.transport, &daemon.device)?;
+        if let Some(index) = daemon.gpu.filter(|_| has_gpu_slots(daemon)) {
+            device = beside(&Context::open(index)?, device);
+        }
         let endpoint = device.endpoint()?;
         shutdown.watch(endpoint.waker());
         let waker = endpoint.waker();

@@ -4,6 +4,7 @@ use stepmesh_mesh::MeshError;
 use stepmesh_mesh::control::ControlError;
 use stepmesh_model::ModelError;
 use stepmesh_transport::TransportError;
+use stepmesh_transport::cuda::CudaError;
 use thiserror::Error;
 
 /// Every error of this crate's public calls.
@@ -22,6 +23,9 @@ pub enum DaemonError {
     /// The provider.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The GPU.
+    #[error(transparent)]
+    Gpu(#[from] CudaError),
     /// The scheduler.
     #[error(transparent)]
     Control(#[from] ControlError),

@@ -9,6 +9,7 @@ mod daemon;
 mod error;
 mod ffn;
 mod figures;
+mod gpu;
 mod layout;
 mod microbatch;
 mod options;
@@ -21,7 +22,7 @@ pub use daemon::{run_attention, run_ffn};
 pub use error::DaemonError;
 pub use ffn::FfnExecutor;
 pub use layout::{StageTag, slot_layout, workload};
-pub use options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown};
+pub use options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown, Slots};
 pub use schedule::{Bound, Overhead, Stages};
 pub use wire::Wire;
 

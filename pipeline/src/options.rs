@@ -24,6 +24,18 @@ pub enum CheckpointSource {
     },
 }
 
+/// Where a GPU's daemon has its slots. Over shared memory all daemons of a deployment must have them alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Slots {
+    /// Where the GPU computes in them: its memory, or pinned host memory under a provider that moves bytes by the CPU. Hidden
+    /// states do not pass the CPU.
+    #[default]
+    Gpu,
+    /// In host memory; hidden states are copied between it and the GPU, and the CPU waits. Daemons that compute on the CPU
+    /// understand it.
+    Host,
+}
+
 /// What both daemons need to know.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
@@ -53,6 +65,8 @@ pub struct DaemonOptions {
     pub threads: usize,
     /// The GPU that computes; the CPU does if there is none.
     pub gpu: Option<u32>,
+    /// Where hidden states are on their way, if a GPU computes.
+    pub slots: Slots,
     /// Microbatches in flight.
     pub microbatches: u16,
     /// Most rows (tokens) of one attention instance in one microbatch and step.
@@ -82,6 +96,7 @@ impl DaemonOptions {
             tensor_parallel: 1,
             threads: 1,
             gpu: None,
+            slots: Slots::Gpu,
             microbatches: 3,
             max_rows: 32,
             memory_limit_bytes: 4 << 30,

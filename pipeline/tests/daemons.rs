@@ -3,102 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use safetensors::SafeTensors;
-use std::path::PathBuf;
-use std::thread::JoinHandle;
-use std::time::Duration;
-use stepmesh_mesh::Policy;
-use stepmesh_mesh::control::{BlockingClient, ConnectOptions};
-use stepmesh_mesh::scheduler::{Background, SchedulerOptions, ServeOptions, spawn};
+mod deployment;
+
+use deployment::{Deployment, generate, golden, golden_logits};
 use stepmesh_model::Dtype;
-use stepmesh_pipeline::{
-    AttentionOptions, CheckpointSource, DaemonError, DaemonOptions, FfnOptions, Shutdown, run_attention, run_ffn,
-};
-use stepmesh_proto::control::{GenerateRequest, generate_event::Body};
+use stepmesh_proto::control::GenerateRequest;
 use stepmesh_transport::Provider;
-
-/// The tiny checkpoint; on a machine that only runs the tests, where the environment says.
-fn fixture() -> PathBuf {
-    let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
-    PathBuf::from(package).join("../fixtures/step3-tiny")
-}
-
-struct Deployment {
-    scheduler: Option<Background>,
-    shutdown: Shutdown,
-    daemons: Vec<JoinHandle<Result<(), DaemonError>>>,
-}
-
-impl Deployment {
-    fn start(attention: u32, ffn: u32, microbatches: u16, transport: Provider, dtype: Dtype) -> Self {
-        let scheduler = spawn(ServeOptions::new(SchedulerOptions::new(attention, ffn))).unwrap();
-        let shutdown = Shutdown::default();
-        let mut daemons = Vec::new();
-        let options = |name: String| DaemonOptions {
-            name,
-            transport,
-            microbatches,
-            dtype,
-            gpu: std::env::var("STEPMESH_TEST_GPU").ok().map(|index| index.parse().unwrap()),
-            ..DaemonOptions::new(scheduler.url(), CheckpointSource::Directory(fixture()))
-        };
-        for rank in 0..attention {
-            let daemon = options(format!("attention-{rank}"));
-            let (options, shutdown) = (AttentionOptions { daemon, kv_tokens: 4096, queue: 64 }, shutdown.clone());
-            daemons.push(std::thread::spawn(move || run_attention(options, &shutdown, &mut |_| {})));
-        }
-        for rank in 0..ffn {
-            let (options, shutdown) =
-                (FfnOptions { daemon: options(format!("ffn-{rank}")), policy: Policy::All }, shutdown.clone());
-            daemons.push(std::thread::spawn(move || run_ffn(options, &shutdown, &mut |_| {})));
-        }
-        Self { scheduler: Some(scheduler), shutdown, daemons }
-    }
-
-    fn client(&self) -> BlockingClient {
-        let url = self.scheduler.as_ref().unwrap().url();
-        let client = BlockingClient::connect(&ConnectOptions::new(url)).unwrap();
-        client.wait_complete(Duration::from_secs(60)).unwrap();
-        client
-    }
-
-    fn stop(mut self) {
-        self.shutdown.trigger();
-        for daemon in self.daemons.drain(..) {
-            daemon.join().unwrap().unwrap();
-        }
-        self.scheduler.take();
-    }
-}
-
-/// Tokens and logits of one sequence, `[new, vocabulary]`.
-fn generate(client: &BlockingClient, request: GenerateRequest) -> (Vec<u32>, Vec<f32>) {
-    let (mut tokens, mut logits) = (Vec::new(), Vec::new());
-    for event in client.generate(request).unwrap() {
-        if let Body::Token(token) = event.unwrap() {
-            tokens.push(token.token);
-            logits.extend(token.logits.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-        }
-    }
-    (tokens, logits)
-}
-
-/// Prompt and greedy tokens of each case.
-fn golden(dtype: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
-    let text = std::fs::read_to_string(fixture().join(format!("golden_{dtype}.json"))).unwrap();
-    let ids = |value: &serde_json::Value| -> Vec<u32> {
-        value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-    };
-    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
-    cases.iter().map(|case| (ids(&case["prompt"]), ids(&case["greedy"]))).collect()
-}
-
-fn golden_logits(dtype: &str, case: usize) -> Vec<f32> {
-    let bytes = std::fs::read(fixture().join(format!("golden_{dtype}.safetensors"))).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = tensors.tensor(&format!("logits.{case}")).unwrap();
-    tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-}
 
 fn decodes_the_golden_tokens(attention: u32, ffn: u32, microbatches: u16, transport: Provider) {
     let deployment = Deployment::start(attention, ffn, microbatches, transport, Dtype::F32);

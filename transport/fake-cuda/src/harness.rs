@@ -15,12 +15,12 @@ fn is_real() -> bool {
     std::env::var_os("STEPMESH_REAL_CUDA").is_some()
 }
 
-/// The double as it was built beside this test.
-fn library() -> PathBuf {
+/// A double as it was built beside this test.
+fn library(name: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let built = std::fs::read_dir(&beside).unwrap().flatten().map(|entry| entry.path()).filter(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.starts_with("libstepmesh_fake_cuda") && name.ends_with(".so")
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        file.starts_with(name) && file.ends_with(".so")
     });
     built.max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok()).expect("the double was not built")
 }
@@ -29,7 +29,7 @@ fn library() -> PathBuf {
 pub fn process(name: &str, has_driver: bool) -> (Command, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     if has_driver && !is_real() {
-        std::os::unix::fs::symlink(library(), directory.path().join("libcuda.so")).unwrap();
+        std::os::unix::fs::symlink(library("libstepmesh_fake_cuda"), directory.path().join("libcuda.so")).unwrap();
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
@@ -37,6 +37,42 @@ pub fn process(name: &str, has_driver: bool) -> (Command, tempfile::TempDir) {
         command.env("LD_LIBRARY_PATH", directory.path());
     }
     (command, directory)
+}
+
+/// A command that runs some tests of this program on a GPU that computes: the double of `stepmesh-fake-gpu`, which the caller's
+/// package depends on; or the machine's own. None where there is no C++ compiler to make its kernels of.
+pub fn computing(tests: &[&str]) -> Option<(Command, tempfile::TempDir)> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(tests).args(["--nocapture", "--test-threads", "1"]).env(INSIDE, "1").env("STEPMESH_TEST_GPU", "0");
+    if is_real() {
+        return Some((command, directory));
+    }
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "g++".into());
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        eprintln!("not run: there is no {}", compiler.to_string_lossy());
+        return None;
+    }
+    let library = library("libstepmesh_fake_gpu");
+    std::os::unix::fs::symlink(&library, directory.path().join("libcuda.so")).unwrap();
+    command.env("LD_LIBRARY_PATH", directory.path()).env("STEPMESH_NVRTC", library);
+    Some((command, directory))
+}
+
+/// Runs `test`, which is the whole of test `name`, in a process of its own on a GPU that computes.
+pub fn with_gpu(name: &str, test: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return test();
+    }
+    run_on_a_gpu(&["--exact", name]);
+}
+
+/// Runs some tests of this program on a GPU that computes.
+pub fn run_on_a_gpu(tests: &[&str]) {
+    let Some((mut command, _directory)) = computing(tests) else { return };
+    let output = command.output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains(" passed") && !said.contains(" 0 passed"), "{said}");
 }
 
 /// Runs `test`, which is the whole of test `name`, in a process of its own with the double, which it tells what to do.

@@ -94,8 +94,8 @@ impl Context {
         self.exports_dma_buf
     }
 
-    /// Whether a wait has to flush what network devices have written.
-    pub(super) fn flushes(&self) -> bool {
+    /// Whether a stream has to pass a gate, whose wait flushes them, before it sees what network devices have written.
+    pub fn flushes(&self) -> bool {
         self.flushes
     }
 

@@ -1,7 +1,7 @@
 //! Work that is captured once and replayed any number of times.
 
+use super::stream::Kept;
 use super::{Context, CudaError, Stream};
-use crate::Memory;
 use cudarc::driver::sys::{self, CUgraphExec, CUstreamCaptureMode};
 use std::fmt;
 use std::ptr;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub struct Graph {
     context: Arc<Context>,
     raw: CUgraphExec,
-    held: Vec<Arc<dyn Memory>>,
+    held: Arc<Kept>,
 }
 
 // SAFETY: a graph may be launched from any thread; the driver locks.
@@ -45,7 +45,7 @@ impl Graph {
         // SAFETY: the pointer is valid; destroyed below.
         let ended =
             context.ask("cuStreamEndCapture", || unsafe { sys::cuStreamEndCapture(stream.raw(), &mut captured) });
-        let held = std::mem::take(&mut *stream.held());
+        let held = Arc::new(std::mem::take(&mut stream.held().memory));
         let built = match (done, ended) {
             (Err(error), _) | (_, Err(error)) => Err(error),
             (_, Ok(Err(name))) => Err(CudaError::Capture { name }),
@@ -69,7 +69,7 @@ impl Graph {
     /// # Errors
     /// The driver refuses.
     pub fn launch(&self, stream: &Stream) -> Result<(), CudaError> {
-        stream.hold(self.held.iter().cloned());
+        stream.hold_graph(&self.held);
         // SAFETY: both are valid, and what the graph refers to is kept until the stream is idle.
         self.context.call("cuGraphLaunch", || unsafe { sys::cuGraphLaunch(self.raw, stream.raw()) })
     }

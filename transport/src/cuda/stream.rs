@@ -6,6 +6,7 @@ use cudarc::driver::sys::{
     self, CUdeviceptr, CUmemorytype, CUpointer_attribute, CUresult, CUstream, CUstream_flags, CUstreamBatchMemOpParams,
     CUstreamCaptureStatus,
 };
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::ptr;
@@ -68,7 +69,17 @@ pub struct Stream {
     /// Made here, and to be destroyed.
     owned: bool,
     /// What work under way refers to. While the stream is captured, what the graph will refer to.
-    held: Mutex<Vec<Arc<dyn Memory>>>,
+    held: Mutex<Held>,
+}
+
+/// Memory, by where it is kept: a model's weights are thousands of pieces, and every kernel names some.
+pub(super) type Kept = BTreeMap<usize, Arc<dyn Memory>>;
+
+/// What a stream's work refers to: itself, and as what graphs refer to.
+#[derive(Default)]
+pub(super) struct Held {
+    pub(super) memory: Kept,
+    graphs: Vec<Arc<Kept>>,
 }
 
 // SAFETY: a stream may be used from any thread; the driver locks.
@@ -239,7 +250,7 @@ impl Stream {
             CUresult::CUDA_ERROR_NOT_READY => Ok(false),
             answer => {
                 super::driver::check(self.context.index(), "cuStreamQuery", answer)?;
-                held.clear();
+                *held = Held::default();
                 Ok(true)
             }
         }
@@ -264,13 +275,19 @@ impl Stream {
     pub fn hold(&self, memory: impl IntoIterator<Item = Arc<dyn Memory>>) {
         let mut held = self.held();
         for memory in memory {
-            if !held.iter().any(|known| Arc::ptr_eq(known, &memory)) {
-                held.push(memory);
-            }
+            held.memory.entry(Arc::as_ptr(&memory).cast::<()>().addr()).or_insert(memory);
         }
     }
 
-    pub(super) fn held(&self) -> MutexGuard<'_, Vec<Arc<dyn Memory>>> {
+    /// As [`Stream::hold`], what a graph refers to.
+    pub(super) fn hold_graph(&self, kept: &Arc<Kept>) {
+        let mut held = self.held();
+        if !held.graphs.iter().any(|known| Arc::ptr_eq(known, kept)) {
+            held.graphs.push(kept.clone());
+        }
+    }
+
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

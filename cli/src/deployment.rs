@@ -246,6 +246,7 @@ fn daemon_arguments(role: &str, rank: u32, url: &str, settings: &DeploymentSetti
         flag("max-rows", settings.max_rows),
         flag("memory-limit-mib", settings.memory_limit_mib),
         flag("spin-us", settings.spin_us),
+        flag("slots", settings.slots),
         flag("drain-timeout-ms", STOP_GRACE.as_millis()),
     ];
     let own = match role {

@@ -11,8 +11,7 @@ use stepmesh_model::cuda::{CudaAttention, CudaFfn};
 use stepmesh_model::{
     AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, LoadOptions, LoadProgress, Shard, WireDtype,
 };
-use stepmesh_transport::cuda::{Context, beside};
-use stepmesh_transport::{Clock, Device, Endpoint, Provider};
+use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider};
 
 /// How long a loop sleeps at most before it looks at `Shutdown` again; a trigger wakes it at once anyway.
 const NAP: Duration = Duration::from_millis(500);
@@ -33,7 +32,7 @@ pub fn run_attention(
         None => Stage::Host(Box::new(CpuAttention::load_with(&checkpoint, load_options(daemon), &mut told)?) as Box<_>),
         Some(index) => {
             let stage = CudaAttention::load(&checkpoint, load_options(daemon), index, &mut told)?;
-            if has_gpu_slots(daemon) { Stage::Gpu(stage) } else { Stage::Host(Box::new(stage)) }
+            if computes_in_slots(daemon) { Stage::Gpu(Box::new(stage)) } else { Stage::Host(Box::new(stage)) }
         }
     };
     let Session { device, endpoint, control } = Session::open(daemon, shutdown)?;
@@ -42,7 +41,7 @@ pub fn run_attention(
     let (microbatches, rows) = (daemon.microbatches, daemon.max_rows);
     let mut executor = match stage {
         Stage::Host(stage) => AttentionExecutor::new(mesh, stage, wire, kv_tokens, microbatches, rows, queue)?,
-        Stage::Gpu(stage) => AttentionExecutor::on_gpu(mesh, stage, wire, kv_tokens, microbatches, rows, queue)?,
+        Stage::Gpu(stage) => AttentionExecutor::on_gpu(mesh, *stage, wire, kv_tokens, microbatches, rows, queue)?,
     };
     let mut rank = None;
     let mut drain_until = None;
@@ -96,7 +95,7 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
         }
         Some(index) => {
             let stage = CudaFfn::load(&checkpoint, load_options(daemon), shard, index, &mut told)?;
-            match has_gpu_slots(daemon) {
+            match computes_in_slots(daemon) {
                 true => FfnExecutor::on_gpu(mesh, stage, wire, policy)?,
                 false => FfnExecutor::new(mesh, Box::new(stage), wire, policy),
             }
@@ -117,13 +116,13 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
 /// An attention stage, and where its hidden states are on their way.
 enum Stage {
     Host(Box<dyn AttentionStage>),
-    Gpu(CudaAttention),
+    Gpu(Box<CudaAttention>),
 }
 
-/// Whether hidden states are on their way where a GPU computes. Partial sums must travel as its activations are.
-fn has_gpu_slots(daemon: &DaemonOptions) -> bool {
+/// Whether a GPU computes in the slots themselves. Partial sums must travel as its activations are.
+fn computes_in_slots(daemon: &DaemonOptions) -> bool {
     daemon.gpu.is_some()
-        && daemon.slots == Slots::Gpu
+        && daemon.slots != Slots::Host
         && (daemon.wire.reply() == WireDtype::Bf16) == (daemon.dtype != Dtype::F32)
 }
 
@@ -159,7 +158,7 @@ fn member_options(daemon: &DaemonOptions, checkpoint: &Checkpoint) -> Result<Mem
     let config = checkpoint.config();
     let layout = slot_layout(config, daemon.wire, daemon.microbatches, daemon.max_rows)?;
     let mut workload = workload(config, daemon.dtype, daemon.wire, daemon.tensor_parallel);
-    if daemon.transport == Provider::Shm && has_gpu_slots(daemon) {
+    if daemon.transport == Provider::Shm && daemon.slots == Slots::Gpu && computes_in_slots(daemon) {
         workload.push_str(", slots in GPU memory");
     }
     let mut member = MemberOptions::new(layout, workload);
@@ -180,10 +179,12 @@ struct Session {
 
 impl Session {
     fn open(daemon: &DaemonOptions, shutdown: &Shutdown) -> Result<Self, DaemonError> {
-        let mut device = stepmesh_transport::open(daemon.transport, &daemon.device)?;
-        if let Some(index) = daemon.gpu.filter(|_| has_gpu_slots(daemon)) {
-            device = beside(&Context::open(index)?, device);
-        }
+        let device = DeviceOptions {
+            gpu: daemon.gpu.filter(|_| computes_in_slots(daemon)),
+            gpu_staging: daemon.slots == Slots::Pinned,
+            ..daemon.device.clone()
+        };
+        let device = stepmesh_transport::open(daemon.transport, &device)?;
         let endpoint = device.endpoint()?;
         shutdown.watch(endpoint.waker());
         let waker = endpoint.waker();

@@ -24,15 +24,16 @@ pub enum CheckpointSource {
     },
 }
 
-/// Where a GPU's daemon has its slots. Over shared memory all daemons of a deployment must have them alike.
+/// Where a daemon that computes on a GPU has its slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Slots {
-    /// Where the GPU computes in them: its memory, or pinned host memory under a provider that moves bytes by the CPU. Hidden
-    /// states do not pass the CPU.
+    /// In the GPU's memory, where kernels work in them; in pinned memory under a provider that moves bytes by the CPU. Over shared
+    /// memory all daemons must have them there.
     #[default]
     Gpu,
-    /// In host memory; hidden states are copied between it and the GPU, and the CPU waits. Daemons that compute on the CPU
-    /// understand it.
+    /// In pinned host memory: copy engines move hidden states there and back, and the CPU waits for none of it.
+    Pinned,
+    /// In host memory: hidden states pass the CPU, which waits for the GPU in each layer.
     Host,
 }
 

@@ -58,7 +58,10 @@ fn golden_tokens_in_slots_of_the_gpus_memory() {
 
 #[test]
 fn golden_tokens_in_pinned_slots() {
-    with_gpu("golden_tokens_in_pinned_slots", || decodes_the_golden_tokens(2, 2, Provider::Tcp, Slots::Gpu));
+    with_gpu("golden_tokens_in_pinned_slots", || {
+        decodes_the_golden_tokens(2, 2, Provider::Tcp, Slots::Gpu);
+        decodes_the_golden_tokens(2, 1, Provider::Shm, Slots::Pinned);
+    });
 }
 
 #[test]
@@ -68,19 +71,21 @@ fn golden_tokens_in_slots_of_host_memory() {
     });
 }
 
-/// Where each side is on its own, FFN daemons may compute on the CPU.
+/// Where slots are host memory, the other side may compute on the CPU.
 #[test]
-fn a_gpu_and_a_cpu_over_tcp() {
-    with_gpu("a_gpu_and_a_cpu_over_tcp", || {
-        let deployment = Deployment::with(1, 1, &fixture(), |options| {
-            options.transport = Provider::Tcp;
-            options.gpu = options.gpu.filter(|_| options.name.starts_with("attention"));
-        });
-        let client = deployment.client();
-        let (prompt, greedy) = golden("f32").swap_remove(0);
-        assert_eq!(generate(&client, request(prompt, NEW)).0, greedy[..NEW]);
-        drop(client);
-        deployment.stop();
+fn a_gpu_and_a_cpu() {
+    with_gpu("a_gpu_and_a_cpu", || {
+        for (transport, slots) in [(Provider::Tcp, Slots::Gpu), (Provider::Shm, Slots::Pinned)] {
+            let deployment = Deployment::with(1, 1, &fixture(), |options| {
+                (options.transport, options.slots) = (transport, slots);
+                options.gpu = options.gpu.filter(|_| options.name.starts_with("attention"));
+            });
+            let client = deployment.client();
+            let (prompt, greedy) = golden("f32").swap_remove(0);
+            assert_eq!(generate(&client, request(prompt, NEW)).0, greedy[..NEW], "{transport}");
+            drop(client);
+            deployment.stop();
+        }
     });
 }
 

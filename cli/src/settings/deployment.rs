@@ -1,7 +1,7 @@
 //! The settings of a whole deployment on this host: `up`.
 
 use super::member::{cores, nonzero};
-use super::{Layer, Precision, ReleasePolicy, Secret, Transport, settings};
+use super::{Layer, Precision, ReleasePolicy, Secret, SlotMemory, Transport, settings};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -36,6 +36,8 @@ settings! {
     /// GPU that computes, for all daemons [default: the CPU does]
     #[arg(value_name = "INDEX")]
     gpu: u32,
+    /// Where hidden states are on their way, if a GPU computes
+    slots: SlotMemory = SlotMemory::Gpu,
     /// Address and port of the scheduler; port 0 lets the system choose
     #[arg(value_name = "ADDRESS:PORT")]
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0)),

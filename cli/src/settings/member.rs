@@ -1,6 +1,8 @@
 //! The settings of attention and FFN daemons: what both share, and what each adds.
 
-use super::{Connect, Layer, Names, Precision, ReleasePolicy, Secret, Transport, aliases, read_token, settings};
+use super::{
+    Connect, Layer, Names, Precision, ReleasePolicy, Secret, SlotMemory, Transport, aliases, read_token, settings,
+};
 use crate::carried;
 use crate::error::CliError;
 use std::net::IpAddr;
@@ -95,6 +97,8 @@ macro_rules! member {
             /// GPU that computes, as the driver counts those that are visible [default: the CPU does]
             #[arg(value_name = "INDEX")]
             gpu: u32,
+            /// Where hidden states are on their way, if a GPU computes
+            slots: SlotMemory = SlotMemory::Gpu,
             /// Microbatches in flight
             #[arg(value_name = "M")]
             microbatches: NonZeroU16 = nonzero!(NonZeroU16, 3),
@@ -161,6 +165,7 @@ macro_rules! member {
                     tensor_parallel: self.tensor_parallel.get(),
                     threads: if self.threads == 0 { cores() } else { self.threads },
                     gpu: self.gpu,
+                    slots: self.slots.into(),
                     microbatches: self.microbatches.get(),
                     max_rows: self.max_rows.get(),
                     memory_limit_bytes: self.memory_limit_mib.saturating_mul(1 << 20),

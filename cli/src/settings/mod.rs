@@ -19,7 +19,7 @@ pub(crate) use member::{AttentionLayer, AttentionSettings, FfnLayer, FfnSettings
 pub(crate) use own::OwnDeployment;
 pub(crate) use scheduler::{SchedulerLayer, SchedulerSettings};
 pub(crate) use secret::{Secret, read_token};
-pub(crate) use values::{Connect, Names, Precision, ReleasePolicy, Transport};
+pub(crate) use values::{Connect, Names, Precision, ReleasePolicy, SlotMemory, Transport};
 
 use crate::error::CliError;
 use std::path::PathBuf;

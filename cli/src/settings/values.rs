@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use stepmesh_mesh::Policy;
 use stepmesh_model::Dtype;
-use stepmesh_pipeline::Wire;
+use stepmesh_pipeline::{Slots, Wire};
 use stepmesh_transport::{Provider, verbs};
 
 /// The data plane: shared memory (processes of one host), TCP (any two hosts) or RDMA verbs (hosts with such devices).
@@ -54,6 +54,38 @@ impl fmt::Display for Precision {
 impl From<Precision> for Wire {
     fn from(precision: Precision) -> Self {
         Self::of(precision.into())
+    }
+}
+
+/// Where a daemon that computes on a GPU has its slots.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SlotMemory {
+    /// The GPU's memory (over tcp: pinned host memory); over shm all daemons alike
+    Gpu,
+    /// Pinned host memory, there and back by copy engines
+    Pinned,
+    /// Host memory, by the CPU
+    Host,
+}
+
+impl fmt::Display for SlotMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gpu => "gpu",
+            Self::Pinned => "pinned",
+            Self::Host => "host",
+        })
+    }
+}
+
+impl From<SlotMemory> for Slots {
+    fn from(memory: SlotMemory) -> Self {
+        match memory {
+            SlotMemory::Gpu => Self::Gpu,
+            SlotMemory::Pinned => Self::Pinned,
+            SlotMemory::Host => Self::Host,
+        }
     }
 }
 

@@ -95,8 +95,9 @@ impl Supervisor {
             command.arg("--verbose");
         }
         for (name, _) in std::env::vars_os() {
-            // What the children are told, they are told by flag.
-            if name.to_str().is_some_and(|name| name.starts_with("STEPMESH_") || name.starts_with("DMLC_")) {
+            // What the children are told, they are told by flag; but for where libraries are.
+            let tells = |name: &str| name.starts_with("STEPMESH_") || name.starts_with("DMLC_");
+            if name.to_str().is_some_and(|name| tells(name) && !stepmesh_model::cuda::LIBRARIES.contains(&name)) {
                 command.env_remove(name);
             }
         }

@@ -31,6 +31,9 @@ pub(crate) struct OwnDeployment {
     /// FFN instances that each routed expert is cut among; it divides their number [default: 1]
     #[arg(long, value_name = "N")]
     tensor_parallel: Option<NonZeroU32>,
+    /// GPU that computes, for all daemons [default: the CPU does]
+    #[arg(long, value_name = "INDEX")]
+    gpu: Option<u32>,
 }
 
 impl OwnDeployment {
@@ -44,6 +47,7 @@ impl OwnDeployment {
             dtype: self.dtype,
             wire: self.wire,
             tensor_parallel: self.tensor_parallel,
+            gpu: self.gpu,
             ..DeploymentLayer::default()
         }
     }

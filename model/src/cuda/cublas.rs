@@ -12,6 +12,8 @@ use stepmesh_transport::cuda::{Context, DeviceMemory, Span, Stream};
 use super::library::{find, open};
 use crate::ModelError;
 
+/// What names it.
+pub(super) const VARIABLE: &str = "STEPMESH_CUBLASLT";
 /// Its names, newest first; what `STEPMESH_CUBLASLT` names comes before them.
 const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
 /// Bytes that its kernels may use beside their operands; what its documentation advises for Hopper.
@@ -109,7 +111,7 @@ unsafe impl Sync for CublasLt {}
 impl CublasLt {
     /// The library, if the machine has it.
     pub(super) fn load(context: &Arc<Context>) -> Result<Option<Self>, ModelError> {
-        let Ok(library) = open("STEPMESH_CUBLASLT", &NAMES) else { return Ok(None) };
+        let Ok(library) = open(VARIABLE, &NAMES) else { return Ok(None) };
         context.enter()?;
         let region = Region::new(DeviceMemory::allocate(context, WORKSPACE)?);
         let workspace = Span::new(&region, 0..WORKSPACE)?;

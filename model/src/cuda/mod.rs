@@ -29,6 +29,9 @@ pub use measure::{AttendBench, GemmBench, SpinBench};
 
 use crate::{Dtype, ModelError};
 
+/// Variables of the environment that name libraries of CUDA's toolkit: NVRTC and cuBLASLt.
+pub const LIBRARIES: [&str; 2] = [program::VARIABLE, cublas::VARIABLE];
+
 /// Whether activations are bf16; refuses the types that kernels are not made for.
 fn rounds(dtype: Dtype) -> Result<bool, ModelError> {
     match dtype {

@@ -178,15 +178,17 @@ impl Drop for Program {
 
 type Handle = *mut c_void;
 
+/// What names NVRTC.
+pub(super) const VARIABLE: &str = "STEPMESH_NVRTC";
 /// NVRTC's names, newest first; what `STEPMESH_NVRTC` names comes before them.
 const NVRTC: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 
 /// The kernels' machine code for GPUs of a compute capability, such as 90.
 pub(super) fn compile(capability: u32, rounds: bool) -> Result<Vec<u8>, ModelError> {
-    library::open_beside("STEPMESH_NVRTC", "libnvrtc-builtins.so");
-    let library = library::open("STEPMESH_NVRTC", &NVRTC).map_err(|reason| ModelError::Kernels {
+    library::open_beside(VARIABLE, "libnvrtc-builtins.so");
+    let library = library::open(VARIABLE, &NVRTC).map_err(|reason| ModelError::Kernels {
         reason: format!(
-            "NVRTC is not found ({reason}); install it (pip: nvidia-cuda-nvrtc), and name it with STEPMESH_NVRTC"
+            "NVRTC is not found ({reason}); install it (pip: nvidia-cuda-nvrtc), and name it with {VARIABLE}"
         ),
     })?;
     // SAFETY: the calls are those of nvrtc.h, and so are their arguments; the strings outlive them.
@@ -258,7 +260,7 @@ mod tests {
                 match compile(capability, rounds) {
                     Ok(image) => assert!(image.starts_with(b"\x7fELF"), "sm_{capability}"),
                     // A machine without the compiler must not be asked for it by name.
-                    Err(error) if std::env::var_os("STEPMESH_NVRTC").is_none() => {
+                    Err(error) if std::env::var_os(VARIABLE).is_none() => {
                         assert!(error.to_string().contains("NVRTC is not found"), "{error}");
                         eprintln!("not compiled: {error}");
                     }

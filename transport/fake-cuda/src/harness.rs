@@ -39,14 +39,12 @@ pub fn process(name: &str, has_driver: bool) -> (Command, tempfile::TempDir) {
     (command, directory)
 }
 
-/// A command that runs some tests of this program on a GPU that computes: the double of `stepmesh-fake-gpu`, which the caller's
-/// package depends on; or the machine's own. None where there is no C++ compiler to make its kernels of.
-pub fn computing(tests: &[&str]) -> Option<(Command, tempfile::TempDir)> {
+/// Has a command's processes find a GPU that computes: the double of `stepmesh-fake-gpu`, which the caller's package depends on; or
+/// the machine's own. None where there is no C++ compiler to make its kernels of.
+pub fn give_gpu(command: &mut Command) -> Option<tempfile::TempDir> {
     let directory = tempfile::tempdir().unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(tests).args(["--nocapture", "--test-threads", "1"]).env(INSIDE, "1").env("STEPMESH_TEST_GPU", "0");
     if is_real() {
-        return Some((command, directory));
+        return Some(directory);
     }
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "g++".into());
     if Command::new(&compiler).arg("--version").output().is_err() {
@@ -56,7 +54,7 @@ pub fn computing(tests: &[&str]) -> Option<(Command, tempfile::TempDir)> {
     let library = library("libstepmesh_fake_gpu");
     std::os::unix::fs::symlink(&library, directory.path().join("libcuda.so")).unwrap();
     command.env("LD_LIBRARY_PATH", directory.path()).env("STEPMESH_NVRTC", library);
-    Some((command, directory))
+    Some(directory)
 }
 
 /// Runs `test`, which is the whole of test `name`, in a process of its own on a GPU that computes.
@@ -69,7 +67,9 @@ pub fn with_gpu(name: &str, test: impl FnOnce()) {
 
 /// Runs some tests of this program on a GPU that computes.
 pub fn run_on_a_gpu(tests: &[&str]) {
-    let Some((mut command, _directory)) = computing(tests) else { return };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(tests).args(["--nocapture", "--test-threads", "1"]).env(INSIDE, "1").env("STEPMESH_TEST_GPU", "0");
+    let Some(_directory) = give_gpu(&mut command) else { return };
     let output = command.output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.contains(" passed") && !said.contains(" 0 passed"), "{said}");

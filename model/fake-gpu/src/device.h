@@ -260,10 +260,12 @@ static uint32_t halves_of_fp8(uint16_t both) {
 }
 static float half_value(uint16_t bits) { return device::half_value(bits); }
 static uint32_t shared_address(const void *pointer) { return (const unsigned char *)pointer - device::shared; }
-static void copy_16(uint32_t to, const void *from, bool valid) {
-    if (valid) memcpy(device::shared + to, from, 16);
-    else memset(device::shared + to, 0, 16);
+template <int BYTES> static void copy(uint32_t to, const void *from, bool valid) {
+    if (valid) memcpy(device::shared + to, from, BYTES);
+    else memset(device::shared + to, 0, BYTES);
 }
+static void copy_16(uint32_t to, const void *from, bool valid) { copy<16>(to, from, valid); }
+static void copy_4(uint32_t to, const void *from, bool valid) { copy<4>(to, from, valid); }
 static void copies_end() {}
 template <int N> static void copies_wait() {}
 

@@ -50,9 +50,9 @@ const KERNELS: [(&CStr, Only, i32); 28] = [
     (c"gemm_bf16_16", Only::Bf16, 4 * (16 + 128) * 128),
     (c"gemm_bf16_64", Only::Bf16, 4 * (64 + 128) * 128),
     (c"gemm_bf16_128", Only::Bf16, 4 * (128 + 256) * 128),
-    (c"gemm_fp8_16", Only::Bf16, 4 * (16 + 128) * 128),
-    (c"gemm_fp8_64", Only::Bf16, 4 * (64 + 128) * 128),
-    (c"gemm_fp8_128", Only::Bf16, 4 * (128 + 128) * 128),
+    (c"gemm_fp8_16", Only::Bf16, 4 * (16 + 128) * (128 + 4)),
+    (c"gemm_fp8_64", Only::Bf16, 4 * (64 + 128) * (128 + 4)),
+    (c"gemm_fp8_128", Only::Bf16, 4 * (128 + 128) * (128 + 4)),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -92,7 +92,12 @@ impl Model {
 
     /// A model of `checkpoint` whose experts are cut among `tensor` shards each.
     pub fn of(checkpoint: &Checkpoint, dtype: Dtype, shards: usize, tensor: usize) -> Self {
-        let (gpu, options) = (gpu(), LoadOptions::new(dtype));
+        Self::on(gpu(), checkpoint, dtype, shards, tensor)
+    }
+
+    /// As [`Model::of`], on that GPU or on the CPU.
+    pub fn on(gpu: Option<u32>, checkpoint: &Checkpoint, dtype: Dtype, shards: usize, tensor: usize) -> Self {
+        let options = LoadOptions::new(dtype);
         let ffn = |index| -> Box<dyn FfnStage> {
             let shard = Shard::with_tensor_parallel(index, shards, tensor).unwrap();
             match gpu {

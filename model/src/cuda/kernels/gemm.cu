@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(256) gemm_f32(Gemm g) {
 #else
 // Tensor cores: BM x BN of the result, WM x WN of it by each warp. A stage is 128 bytes of k of each row: 64 elements of bf16, or
 // 128 of FP8, which is what a scale is for. Rows lie in shared memory with their 16-byte pieces exchanged by row, so that eight
-// rows of a piece touch all banks.
+// rows of a piece touch all banks. The scales of a stage's rows and columns come with it, behind all stages.
 template <Multiply KIND, int BM, int BN, int WM, int WN, int STAGES>
 __device__ void gemm(const Gemm &g) {
     constexpr int WARPS = (BM / WM) * (BN / WN), THREADS = WARPS * 32, STAGE = (BM + BN) * 128, PIECE = KIND == FP8 ? 16 : 8;
@@ -96,6 +96,16 @@ __device__ void gemm(const Gemm &g) {
         int row = column + copy_row + i * ROWS_AT_ONCE;
         b_from[i] = row < g.n ? w + (u64)row * pitch : nullptr;
     }
+    constexpr int SCALES = KIND == FP8 ? BM + BN : 0, S_COPIES = KIND == FP8 ? (SCALES + THREADS - 1) / THREADS : 1;
+    const float *s_from[S_COPIES];
+    if (KIND == FP8) {
+#pragma unroll
+        for (int i = 0; i < S_COPIES; i++) {
+            int at = thread + i * THREADS, row = first + at, col = column + at - BM;
+            if (at < BM) s_from[i] = row < last ? g.x_scales + (u64)(g.order ? g.order[row] : row) * g.scale_groups : nullptr;
+            else s_from[i] = at < SCALES && col < g.n ? g.weight_scales[group] + (u64)col * g.scale_groups : nullptr;
+        }
+    }
     auto load = [&](int step) {
         u32 to = base + step % STAGES * STAGE;
         int at = (step * 8 + piece) * 16;
@@ -112,6 +122,14 @@ __device__ void gemm(const Gemm &g) {
             int row = copy_row + i * ROWS_AT_ONCE;
             bool has = b_from[i] && inside;
             copy_16(to + row * 128 + ((piece ^ (row & 7)) << 4), has ? b_from[i] + at : w, has);
+        }
+        if (KIND == FP8) {
+            to = base + STAGES * STAGE + step % STAGES * SCALES * 4;
+#pragma unroll
+            for (int i = 0; i < S_COPIES; i++) {
+                int scale = thread + i * THREADS;
+                if (scale < SCALES) copy_4(to + scale * 4, s_from[i] ? s_from[i] + step : g.x_scales, s_from[i]);
+            }
         }
     };
 
@@ -153,22 +171,18 @@ __device__ void gemm(const Gemm &g) {
             }
         }
         if (KIND == FP8) {
-            const float *scales = g.weight_scales[group];
+            const float *of_rows = (const float *)(stages + STAGES * STAGE) + step % STAGES * SCALES + warp_m + lane / 4;
+            const float *of_cols = (const float *)(stages + STAGES * STAGE) + step % STAGES * SCALES + BM + warp_n + lane % 4 * 2;
+            float of_col[WN / 8][2];
+#pragma unroll
+            for (int n = 0; n < WN / 8; n++) of_col[n][0] = of_cols[n * 8], of_col[n][1] = of_cols[n * 8 + 1];
 #pragma unroll
             for (int m = 0; m < WM / 16; m++) {
-                float of_row[2];
-                for (int half = 0; half < 2; half++) {
-                    int row = first + warp_m + m * 16 + lane / 4 + half * 8;
-                    u64 source = row < last ? (g.order ? g.order[row] : row) : 0;
-                    of_row[half] = row < last ? g.x_scales[source * g.scale_groups + step] : 0.0f;
-                }
+                float of_row[2] = {of_rows[m * 16], of_rows[m * 16 + 8]};
 #pragma unroll
                 for (int n = 0; n < WN / 8; n++)
-                    for (int i = 0; i < 4; i++) {
-                        int col = column + warp_n + n * 8 + lane % 4 * 2 + i % 2;
-                        float of_col = col < g.n ? scales[(u64)col * g.scale_groups + step] : 0.0f;
-                        sums[m][n][i] += part[m][n][i] * (of_row[i / 2] * of_col);
-                    }
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sums[m][n][i] += part[m][n][i] * (of_row[i / 2] * of_col[n][i % 2]);
             }
         }
     }

@@ -27,25 +27,36 @@ impl Sockets {
     }
 }
 
-/// Round trips of so many bytes there and back.
-pub(crate) fn exchange(cpus: Cpus, [there, back]: [usize; 2], budget: Duration) -> Result<Timing, BenchError> {
+/// Round trips of so many bytes there and back, out of as many places in turn and into as many.
+pub(crate) fn exchange(
+    cpus: Cpus,
+    [there, back]: [usize; 2],
+    places: usize,
+    budget: Duration,
+) -> Result<Timing, BenchError> {
     let Sockets([mut a, mut b]) = Sockets::connect()?;
     let (timing, ()) = cpus.duel(
         |_| {
-            let (source, mut target) = (vec![1; there], vec![0; back]);
+            let (sources, mut targets) = (vec![vec![1; there]; places], vec![vec![0; back]; places]);
+            let mut turns = (0..places).cycle();
             let timing = measure(budget, || {
-                send(&mut a, &source)?;
-                receive(&mut a, &mut target).map(drop)
+                let turn = turns.next().unwrap_or_default();
+                send(&mut a, &sources[turn])?;
+                receive(&mut a, &mut targets[turn]).map(drop)
             });
             a.shutdown(Shutdown::Write).map_err(BenchError::system("closing a socket"))?;
             timing
         },
         |_| {
-            let (source, mut target) = (vec![1; back], vec![0; there]);
-            while receive(&mut b, &mut target)? {
-                send(&mut b, &source)?;
+            let (sources, mut targets) = (vec![vec![1; back]; places], vec![vec![0; there]; places]);
+            let mut turns = (0..places).cycle();
+            loop {
+                let turn = turns.next().unwrap_or_default();
+                if !receive(&mut b, &mut targets[turn])? {
+                    return Ok(());
+                }
+                send(&mut b, &sources[turn])?;
             }
-            Ok(())
         },
     )?;
     Ok(timing)

@@ -235,7 +235,7 @@ fn bare(options: &Options, plan: &Plan) -> Result<Option<(&'static str, Timing)>
             let timing = floor::slot_echo(device.as_ref(), cpus, bytes, None, usize::from(SLOTS), budget)?;
             ("one_copy_each_way", timing)
         }
-        (Provider::Tcp, _) => ("socket_echo", floor::exchange(cpus, bytes, budget)?),
+        (Provider::Tcp, _) => ("socket_echo", floor::exchange(cpus, bytes, usize::from(SLOTS), budget)?),
         (Provider::Verbs, _) => {
             let device = |end| own(Provider::Verbs, &options.device, end).verbs.devices.into_iter().next();
             let devices = [0, 1].map(|end| device(end).unwrap_or_default());

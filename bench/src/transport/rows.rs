@@ -127,7 +127,7 @@ fn bare(plan: &Plan, pair: &Pair, cpus: Cpus, budget: Duration) -> Result<(&'sta
             ("memcpy_warm", Figure::stream(&copies, bytes))
         }
         (_, Operation::PingPong | Operation::PingPongPlain, _) => {
-            ("socket_pair", Figure::round_trip(floor::exchange(cpus, [bytes; 2], budget)?, bytes))
+            ("socket_pair", Figure::round_trip(floor::exchange(cpus, [bytes; 2], 1, budget)?, bytes))
         }
         _ => ("socket_pair", Figure::stream(&floor::pump(cpus, bytes, both, budget)?, bytes)),
     })

@@ -25,4 +25,5 @@ fn processes_share_the_memory_of_a_gpu() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!(list(&report["sequences"][0]["tokens"]), list(&golden["greedy"])[..4]);
+    assert_eq!((&report["deployment"]["gpu"], &report["deployment"]["slots"]), (&Value::from(0), &Value::from("gpu")));
 }

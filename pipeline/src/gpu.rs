@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use stepmesh_transport::cuda::{Context, CudaError, DeviceMemory, Gates, Span, Stream};
 use stepmesh_transport::{GateSet, Region};
 
+/// How long a stream may take to its end when its instance goes.
+const END: Duration = Duration::from_secs(5);
 /// How long a stream may take from one point to the next.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -18,6 +20,13 @@ pub(crate) fn span(place: Option<(Region, Range<usize>)>, bytes: usize) -> Resul
         return Err(CudaError::Invalid(format!("{bytes} bytes in a place for {}", range.len())).into());
     }
     Ok(Span::new(&region, range.start..range.start + bytes)?)
+}
+
+/// Lets a stream come to its end before the code and the weights that its work needs are given back. Nothing on it waits for the CPU.
+pub(crate) fn end(stream: &Stream) {
+    if let Err(error) = stream.finish(END) {
+        tracing::warn!("work on the GPU did not end: {error}");
+    }
 }
 
 /// Device memory that grows to the largest need and then stays. One stream works with it, in order: who takes it again is behind

@@ -30,6 +30,8 @@ def main():
     files = [file for file in map(load, sorted(work.glob("result-*.json"))) if file]
     results = [row for file in files for row in file["results"]]
     part = lambda name: [row for row in results if row.get("part") == name]
+    daemons = [file for file in map(load, sorted(work.glob("daemons-*.json"))) if file]
+    daemons = [{**file["deployment"], "tokens_per_s": file["tokens_per_s"], "tpot_us": file["tpot_us"]["p50"]} for file in daemons]
     counts = {place: load(work / f"count-{place}.json") for place in ["in-place", "staged"]}
     active = load(work / "active.json")
     tests = dict(reversed(line.split()[:2]) for line in (work / "tests").read_text().splitlines() if line[:4] in ("pass", "FAIL"))
@@ -50,6 +52,7 @@ def main():
         "pushpull": part("pushpull"), "graph_replay": replay[0] if replay else None, "floor": part("floor"),
         "fserver_lib": load(work / "fserver.json"),
         "vllm_connector": load(work / "connector.json"),
+        "daemons": daemons,
         "attention": part("attention"), "ffn": part("ffn"), "numbers": part("numbers"),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,7 @@ def main():
     if report["vllm_connector"]:
         page += ["The vLLM connector, a step as one graph a side: `" + json.dumps(report["vllm_connector"]) + "`.\n"]
     page += ["## Whole steps as graphs\n", table([{"what": key, "value": value} for key, value in (report["graph_replay"] or {}).items() if key != "part"], {"what": "", "value": ""})]
+    page += ["## Daemons, the small model\n", table(daemons, {"slots": "hidden states in", "dtype": "type", "attention": "attention", "ffn": "FFN", "tpot_us": "µs a token, p50", "tokens_per_s": "tokens/s"})]
     page += ["## Attention\n", table(part("floor"), {"memory_tb_s": "memory TB/s", "bf16_tflops": "bf16 TFLOP/s"}), "\n", table(part("attention"), {"what": "what", "batch": "batch", "context": "context", "kv_dtype": "cache", "us": "µs", "floor_us": "floor µs", "ratio": "floor / measured"})]
     page += ["## FFN, all 48 experts and the shared one\n", table(part("ffn"), {"tokens": "tokens", "dtype": "type", "us": "µs", "floor_us": "floor µs", "ratio": "floor / measured", "tensor_core_floor_us": "tensor cores' floor µs", "tflops": "TFLOP/s"})]
     page += ["## Numbers against the CPU\n", "\n".join(f"* `{json.dumps({k: v for k, v in row.items() if k != 'part'})}`" for row in part("numbers")) + "\n"]

@@ -5,6 +5,9 @@ native API in place, fserver_lib with tensors of the program's, and NIXL's Pytho
 
 Nobody reads or makes the payload while the clock runs; that it arrives is checked once before. A figure is the median of a
 turn's cycles; of several turns the smallest counts, and the range is beside it. What is not installed is left out.
+
+Where there is a C compiler, fserver_lib's four copies are taken alone, too (copies.c), and what they and the native cycle come to
+together: below that no fserver_lib with tensors of the program's can be on the machine.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 SIZES = {"7168 -> 14336 B": (7168, 14336), "896 KiB -> 1.75 MiB": (917504, 1835008)}
@@ -222,8 +227,6 @@ def nixl(side: str, sizes: tuple[int, int], rounds: int, folder: str) -> None:
 
 def turn(system: str, sizes: str, rounds: int, cpus: list[int], python: str) -> dict[str, float]:
     """One measurement: both sides as processes."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         where, scheduler = folder, None
         if system != "nixl":
@@ -255,6 +258,23 @@ def turn(system: str, sizes: str, rounds: int, cpus: list[int], python: str) -> 
     if sides["attention"].returncode != 0:
         raise RuntimeError(f"{system}: {err or ffn_err}")
     return json.loads(out.strip().splitlines()[-1])
+
+
+COPIES, SIGNALS = "four copies, C", "two signals, C"
+
+
+def compiled(folder: str) -> str | None:
+    """The program of copies.c, if there is a compiler."""
+    source, program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "copies.c"), os.path.join(folder, "copies")
+    compiler = shutil.which("cc")
+    command = [compiler or "", "-O3", "-march=native", "-pthread", source, "-o", program]
+    return program if compiler and subprocess.run(command).returncode == 0 else None
+
+
+def copies(program: str, sizes: tuple[int, int], rounds: int, cpus: list[int], priority: str | None) -> dict[str, float]:
+    words = [*sizes, rounds, *cpus, priority or 0]
+    out = subprocess.run([program, *map(str, words)], stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    return json.loads(out)
 
 
 def is_installed(python: str, module: str) -> bool:
@@ -298,12 +318,22 @@ def main() -> None:
         for name, module in systems.items()
         if module is None or is_installed(pythons.get(name, sys.executable), module)
     }
-    turns: dict[str, dict[str, list[dict[str, float]]]] = {sizes: {name: [] for name in systems} for sizes in SIZES}
-    for _ in range(given.turns):
-        for name, python in systems.items():
-            for sizes in SIZES:
-                rounds = given.rounds if "KiB" not in sizes or name == "native" else max(given.rounds // 5, 100)
-                turns[sizes][name].append(turn(name, sizes, rounds, cpus, python))
+    with tempfile.TemporaryDirectory() as folder:
+        program = compiled(folder)
+        bare = [COPIES, SIGNALS] if program else []
+        turns: dict[str, dict[str, list[dict[str, float]]]] = {
+            sizes: {name: [] for name in [*systems, *bare]} for sizes in SIZES
+        }
+        for _ in range(given.turns):
+            for name in [*systems, *bare]:
+                for sizes in SIZES:
+                    rounds = given.rounds if "KiB" not in sizes or name == "native" else max(given.rounds // 5, 100)
+                    if name in systems:
+                        one = turn(name, sizes, rounds, cpus, systems[name])
+                    else:
+                        copied = SIZES[sizes] if name == COPIES else (0, 0)
+                        one = copies(program or "", copied, rounds, cpus, given.realtime)
+                    turns[sizes][name].append(one)
     results = {
         sizes: {
             name: {
@@ -323,6 +353,10 @@ def main() -> None:
                 f"{sizes:20} {name:20} {figures['p50']:8.2f} {figures['p50_most']:9.2f} {figures['p99']:8.2f}"
                 f" {figures['p50'] / of['native']['p50']:9.2f} {peer:7.2f}"
             )
+        if bare:
+            native_us, copies_us, signals_us = (of[name]["p50"] for name in ("native", COPIES, SIGNALS))
+            least = native_us + copies_us - signals_us
+            print(f"{sizes:20} native and four copies: {least:.2f} us, {least / native_us:.2f} x native")
     small, large = (of["native"]["p50"] for of in results.values())
     print(f"native, in place: large / small = {large / small:.2f}")
     if given.json:

@@ -81,6 +81,9 @@ struct DeploymentReport {
     microbatches: u16,
     transport: String,
     dtype: String,
+    gpu: Option<u32>,
+    /// Where hidden states are on their way, if a GPU computes.
+    slots: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -181,6 +184,8 @@ impl Timings {
                 microbatches: settings.microbatches.get(),
                 transport: settings.transport.to_string(),
                 dtype: settings.dtype.to_string(),
+                gpu: settings.gpu,
+                slots: settings.gpu.map(|_| settings.slots.to_string()),
             },
             tokens_per_s: self.tokens_per_s(),
             tpot_us: WithMean { mean: self.tpot.mean() / 1e3, p50: at(&self.tpot, 0.5), p99: at(&self.tpot, 0.99) },

@@ -1,6 +1,6 @@
 //! A deployment that a command starts for itself: the few of its settings that change what the command shows.
 
-use super::{DeploymentLayer, Precision, Transport};
+use super::{DeploymentLayer, Precision, SlotMemory, Transport};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
@@ -34,6 +34,9 @@ pub(crate) struct OwnDeployment {
     /// GPU that computes, for all daemons [default: the CPU does]
     #[arg(long, value_name = "INDEX")]
     gpu: Option<u32>,
+    /// Where hidden states are on their way, if a GPU computes [default: gpu]
+    #[arg(long)]
+    slots: Option<SlotMemory>,
 }
 
 impl OwnDeployment {
@@ -48,6 +51,7 @@ impl OwnDeployment {
             wire: self.wire,
             tensor_parallel: self.tensor_parallel,
             gpu: self.gpu,
+            slots: self.slots,
             ..DeploymentLayer::default()
         }
     }

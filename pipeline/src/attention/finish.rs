@@ -4,6 +4,7 @@ use super::AttentionExecutor;
 use crate::DaemonError;
 use crate::microbatch::Phase;
 use crate::sequence::Sequence;
+use std::ops::Range;
 use stepmesh_model::log_probability;
 use stepmesh_proto::control::{self, failed::Kind, sequence_event::Body};
 
@@ -21,9 +22,9 @@ impl AttentionExecutor {
                 () if sequence.pending() == rows && sequence.max_new_tokens > 0 => end - 1,
                 () => continue,
             };
-            wanted = Some(wanted.map_or(first, |(before, _)| before)).map(|first| (first, end));
+            wanted = Some(wanted.map_or(first, |wanted: Range<usize>| wanted.start)..end);
         }
-        self.compute.begin_logits(index, wanted.map_or(0..0, |(first, end)| first..end))?;
+        self.compute.begin_logits(index, wanted.unwrap_or_default())?;
         microbatch.phase = Phase::Computing { layer: self.compute.config().num_layers };
         Ok(())
     }

@@ -4,7 +4,7 @@
 
 use super::compute::Compute;
 use crate::DaemonError;
-use crate::gpu::{Points, Room, span};
+use crate::gpu::{Points, Room, end, span};
 use crate::wire::Wire;
 use std::ops::Range;
 use std::sync::Arc;
@@ -86,6 +86,12 @@ impl GpuCompute {
 
     fn context(&self) -> Arc<Context> {
         self.stage.context().clone()
+    }
+}
+
+impl Drop for GpuCompute {
+    fn drop(&mut self) {
+        end(&self.stream);
     }
 }
 

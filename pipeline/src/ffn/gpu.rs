@@ -4,7 +4,7 @@
 
 use super::compute::{Compute, is_request, say};
 use crate::DaemonError;
-use crate::gpu::{Points, Room, span};
+use crate::gpu::{Points, Room, end, span};
 use crate::wire::Wire;
 use std::collections::VecDeque;
 use stepmesh_mesh::{Batch, Segment};
@@ -105,6 +105,12 @@ impl GpuCompute {
             start += reply.len();
         }
         Ok(())
+    }
+}
+
+impl Drop for GpuCompute {
+    fn drop(&mut self) {
+        end(&self.stream);
     }
 }
 

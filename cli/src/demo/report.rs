@@ -81,8 +81,10 @@ struct DeploymentReport {
     microbatches: u16,
     transport: String,
     dtype: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<u32>,
     /// Where hidden states are on their way, if a GPU computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     slots: Option<String>,
 }
 

@@ -24,6 +24,15 @@ use stepmesh_model::{AttentionStage, Row};
 use stepmesh_proto::control::failed::Kind;
 use stepmesh_proto::{Dtype as WireElement, Part};
 
+/// An attention stage, and where hidden states pass between it and its slots.
+pub enum AttentionSide {
+    /// Through host slices.
+    Host(Box<dyn AttentionStage>),
+    /// The GPU computes in the slots themselves: the mesh's device is [`beside`](stepmesh_transport::cuda::beside) it, and partial
+    /// sums travel as its activations are.
+    Gpu(Box<CudaAttention>),
+}
+
 /// An attention instance at work.
 pub struct AttentionExecutor {
     mesh: AttentionMesh,
@@ -48,45 +57,20 @@ impl AttentionExecutor {
     /// Joins a mesh, an attention stage and a KV cache of `kv_tokens` tokens.
     pub fn new(
         mesh: AttentionMesh,
-        stage: Box<dyn AttentionStage>,
+        side: AttentionSide,
         wire: Wire,
         kv_tokens: usize,
         microbatches: u16,
         max_rows: u32,
         queue: usize,
     ) -> Result<Self, DaemonError> {
-        let compute = HostCompute::new(stage, wire, kv_tokens, microbatches)?;
-        Ok(Self::of(mesh, Box::new(compute), wire, kv_tokens, microbatches, max_rows, queue))
-    }
-
-    /// As [`AttentionExecutor::new`], of a stage on a GPU that computes in the slots themselves: the mesh's device is
-    /// [`beside`](stepmesh_transport::cuda::beside) that GPU, and partial sums travel as its activations are.
-    ///
-    /// # Errors
-    /// No room on the GPU.
-    pub fn on_gpu(
-        mesh: AttentionMesh,
-        stage: CudaAttention,
-        wire: Wire,
-        kv_tokens: usize,
-        microbatches: u16,
-        max_rows: u32,
-        queue: usize,
-    ) -> Result<Self, DaemonError> {
-        let compute = GpuCompute::new(stage, wire, kv_tokens, microbatches, max_rows as usize)?;
-        Ok(Self::of(mesh, Box::new(compute), wire, kv_tokens, microbatches, max_rows, queue))
-    }
-
-    fn of(
-        mesh: AttentionMesh,
-        compute: Box<dyn Compute>,
-        wire: Wire,
-        kv_tokens: usize,
-        microbatches: u16,
-        max_rows: u32,
-        queue: usize,
-    ) -> Self {
-        Self {
+        let compute: Box<dyn Compute> = match side {
+            AttentionSide::Host(stage) => Box::new(HostCompute::new(stage, wire, kv_tokens, microbatches)?),
+            AttentionSide::Gpu(stage) => {
+                Box::new(GpuCompute::new(*stage, wire, kv_tokens, microbatches, max_rows as usize)?)
+            }
+        };
+        Ok(Self {
             wire,
             mesh,
             compute,
@@ -103,7 +87,7 @@ impl AttentionExecutor {
             unlinked_since: None,
             patience: Duration::from_secs(10),
             draining: false,
-        }
+        })
     }
 
     /// The mesh.

@@ -2,15 +2,13 @@
 
 use crate::layout::{slot_layout, workload};
 use crate::options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown, Slots};
-use crate::{AttentionExecutor, DaemonError, FfnExecutor};
+use crate::{AttentionExecutor, AttentionSide, DaemonError, FfnExecutor, FfnSide};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError};
 use stepmesh_model::cuda::{CudaAttention, CudaFfn};
-use stepmesh_model::{
-    AttentionStage, Checkpoint, CpuAttention, CpuFfn, Dtype, LoadOptions, LoadProgress, Shard, WireDtype,
-};
+use stepmesh_model::{Checkpoint, CpuAttention, CpuFfn, Dtype, LoadOptions, LoadProgress, Shard, WireDtype};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider};
 
 /// How long a loop sleeps at most before it looks at `Shutdown` again; a trigger wakes it at once anyway.
@@ -28,21 +26,24 @@ pub fn run_attention(
     let checkpoint = open(&daemon.checkpoint)?;
     let member = member_options(daemon, &checkpoint)?;
     let mut told = |progress: LoadProgress| observe(progress.into());
-    let stage = match daemon.gpu {
-        None => Stage::Host(Box::new(CpuAttention::load_with(&checkpoint, load_options(daemon), &mut told)?) as Box<_>),
+    let side = match daemon.gpu {
+        None => AttentionSide::Host(Box::new(CpuAttention::load_with(&checkpoint, load_options(daemon), &mut told)?)),
         Some(index) => {
-            let stage = CudaAttention::load(&checkpoint, load_options(daemon), index, &mut told)?;
-            if computes_in_slots(daemon) { Stage::Gpu(Box::new(stage)) } else { Stage::Host(Box::new(stage)) }
+            let stage = Box::new(CudaAttention::load(&checkpoint, load_options(daemon), index, &mut told)?);
+            if computes_in_slots(daemon) { AttentionSide::Gpu(stage) } else { AttentionSide::Host(stage) }
         }
     };
     let Session { device, endpoint, control } = Session::open(daemon, shutdown)?;
     let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, Clock::system())?;
-    let (wire, kv_tokens, queue) = (daemon.wire, options.kv_tokens, options.queue);
-    let (microbatches, rows) = (daemon.microbatches, daemon.max_rows);
-    let mut executor = match stage {
-        Stage::Host(stage) => AttentionExecutor::new(mesh, stage, wire, kv_tokens, microbatches, rows, queue)?,
-        Stage::Gpu(stage) => AttentionExecutor::on_gpu(mesh, *stage, wire, kv_tokens, microbatches, rows, queue)?,
-    };
+    let mut executor = AttentionExecutor::new(
+        mesh,
+        side,
+        daemon.wire,
+        options.kv_tokens,
+        daemon.microbatches,
+        daemon.max_rows,
+        options.queue,
+    )?;
     let mut rank = None;
     let mut drain_until = None;
     loop {
@@ -87,21 +88,15 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
     observe(Notice::Joined { rank });
     let shard = Shard::with_tensor_parallel(rank as usize, mesh.ffn(), daemon.tensor_parallel as usize)?;
     let mut told = |progress: LoadProgress| observe(progress.into());
-    let (wire, policy) = (daemon.wire, options.policy);
-    let mut executor = match daemon.gpu {
-        None => {
-            let stage = CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut told)?;
-            FfnExecutor::new(mesh, Box::new(stage), wire, policy)
-        }
+    let side = match daemon.gpu {
+        None => FfnSide::Host(Box::new(CpuFfn::load_with(&checkpoint, load_options(daemon), shard, &mut told)?)),
         Some(index) => {
-            let stage = CudaFfn::load(&checkpoint, load_options(daemon), shard, index, &mut told)?;
-            match computes_in_slots(daemon) {
-                true => FfnExecutor::on_gpu(mesh, stage, wire, policy)?,
-                false => FfnExecutor::new(mesh, Box::new(stage), wire, policy),
-            }
+            let stage = Box::new(CudaFfn::load(&checkpoint, load_options(daemon), shard, index, &mut told)?);
+            if computes_in_slots(daemon) { FfnSide::Gpu(stage) } else { FfnSide::Host(stage) }
         }
     };
     drop(checkpoint);
+    let mut executor = FfnExecutor::new(mesh, side, daemon.wire, options.policy)?;
     loop {
         executor.run_once(NAP)?;
         while let Some(notice) = executor.next_notice() {
@@ -111,12 +106,6 @@ pub fn run_ffn(options: FfnOptions, shutdown: &Shutdown, observe: &mut dyn FnMut
             return Ok(());
         }
     }
-}
-
-/// An attention stage, and where its hidden states are on their way.
-enum Stage {
-    Host(Box<dyn AttentionStage>),
-    Gpu(Box<CudaAttention>),
 }
 
 /// Whether a GPU computes in the slots themselves. Partial sums must travel as its activations are.

@@ -17,6 +17,15 @@ use stepmesh_model::FfnStage;
 use stepmesh_model::cuda::CudaFfn;
 use stepmesh_proto::control::to_member;
 
+/// An FFN stage, and where hidden states pass between it and its slots.
+pub enum FfnSide {
+    /// Through host slices.
+    Host(Box<dyn FfnStage>),
+    /// The GPU computes in the slots themselves: the mesh's device is [`beside`](stepmesh_transport::cuda::beside) it, and partial
+    /// sums travel as its activations are.
+    Gpu(Box<CudaFfn>),
+}
+
 /// An FFN instance at work.
 pub struct FfnExecutor {
     mesh: FfnMesh,
@@ -28,21 +37,15 @@ pub struct FfnExecutor {
 
 impl FfnExecutor {
     /// Joins a mesh and a shard of the model.
-    pub fn new(mesh: FfnMesh, stage: Box<dyn FfnStage>, wire: Wire, policy: Policy) -> Self {
-        Self::of(mesh, Box::new(HostCompute::new(stage, wire)), policy)
-    }
-
-    /// As [`FfnExecutor::new`], of a stage on a GPU that computes in the slots themselves: the mesh's device is
-    /// [`beside`](stepmesh_transport::cuda::beside) that GPU, and partial sums travel as its activations are.
     ///
     /// # Errors
     /// The GPU refuses.
-    pub fn on_gpu(mesh: FfnMesh, stage: CudaFfn, wire: Wire, policy: Policy) -> Result<Self, DaemonError> {
-        Ok(Self::of(mesh, Box::new(GpuCompute::new(stage, wire)?), policy))
-    }
-
-    fn of(mesh: FfnMesh, compute: Box<dyn Compute>, policy: Policy) -> Self {
-        Self { mesh, compute, policy, notices: VecDeque::new(), draining: false }
+    pub fn new(mesh: FfnMesh, side: FfnSide, wire: Wire, policy: Policy) -> Result<Self, DaemonError> {
+        let compute: Box<dyn Compute> = match side {
+            FfnSide::Host(stage) => Box::new(HostCompute::new(stage, wire)),
+            FfnSide::Gpu(stage) => Box::new(GpuCompute::new(*stage, wire)?),
+        };
+        Ok(Self { mesh, compute, policy, notices: VecDeque::new(), draining: false })
     }
 
     /// The mesh.

@@ -55,11 +55,6 @@ impl Points {
         Ok(Self { gates: Gates::new(context, count)?, since: vec![None; count] })
     }
 
-    /// One that is not under way.
-    pub(crate) fn free(&self) -> Option<usize> {
-        self.since.iter().position(Option::is_none)
-    }
-
     /// Before a stream reads what has arrived, and the CPU knows of: a device that does not order the writes of network devices
     /// flushes them here.
     pub(crate) fn arrive(&self, point: usize, stream: &Stream) -> Result<(), CudaError> {

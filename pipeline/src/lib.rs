@@ -17,10 +17,10 @@ mod schedule;
 mod sequence;
 mod wire;
 
-pub use attention::AttentionExecutor;
+pub use attention::{AttentionExecutor, AttentionSide};
 pub use daemon::{run_attention, run_ffn};
 pub use error::DaemonError;
-pub use ffn::FfnExecutor;
+pub use ffn::{FfnExecutor, FfnSide};
 pub use layout::{StageTag, slot_layout, workload};
 pub use options::{AttentionOptions, CheckpointSource, DaemonOptions, FfnOptions, Notice, Shutdown, Slots};
 pub use schedule::{Bound, Overhead, Stages};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stepmesh_mesh::control::Control;
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, Policy};
 use stepmesh_model::{Dtype, ModelConfig};
-use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Wire, slot_layout, workload};
+use stepmesh_pipeline::{AttentionExecutor, AttentionSide, FfnExecutor, FfnSide, Wire, slot_layout, workload};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, Provider};
 
 /// Longer than an end ever spins: it has its CPU to itself.
@@ -44,9 +44,9 @@ pub(super) fn attention(
 ) -> Result<AttentionExecutor, BenchError> {
     let (member, config) = member(shape)?;
     let mesh = AttentionMesh::with_endpoint(member, device, endpoint, control, clock)?;
-    let (stage, queue) = (Box::new(SyntheticAttention { config, pace }), usize::from(shape.microbatches));
-    let wire = Wire::of(Dtype::F32);
-    Ok(AttentionExecutor::new(mesh, stage, wire, KV_TOKENS, shape.microbatches, 1, queue)?)
+    let side = AttentionSide::Host(Box::new(SyntheticAttention { config, pace }));
+    let (wire, queue) = (Wire::of(Dtype::F32), usize::from(shape.microbatches));
+    Ok(AttentionExecutor::new(mesh, side, wire, KV_TOKENS, shape.microbatches, 1, queue)?)
 }
 
 pub(super) fn ffn(
@@ -57,5 +57,6 @@ pub(super) fn ffn(
 ) -> Result<FfnExecutor, BenchError> {
     let (member, config) = member(shape)?;
     let mesh = FfnMesh::with_endpoint(member, device, endpoint, control, clock)?;
-    Ok(FfnExecutor::new(mesh, Box::new(SyntheticFfn { config, pace }), Wire::of(Dtype::F32), Policy::All))
+    let side = FfnSide::Host(Box::new(SyntheticFfn { config, pace }));
+    Ok(FfnExecutor::new(mesh, side, Wire::of(Dtype::F32), Policy::All)?)
 }

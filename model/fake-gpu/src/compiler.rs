@@ -30,24 +30,22 @@ struct Kernel<'a> {
     arguments: Vec<&'a str>,
 }
 
-/// `extern "C" __global__ void [attributes] name(type name, …) {`, each on a line.
-fn kernels(source: &str) -> Vec<Kernel<'_>> {
-    let declared = source.lines().filter_map(|line| line.strip_prefix("extern \"C\" __global__ void "));
-    declared
-        .filter_map(|line| {
-            let line = match line.strip_prefix("__launch_bounds__") {
-                Some(rest) => rest.split_once(") ")?.1,
-                None => line,
-            };
-            let (name, rest) = line.split_once('(')?;
-            let (arguments, _) = rest.split_once(") {")?;
-            let types = arguments.split(", ").filter_map(|argument| {
-                let name = argument.rfind(|c: char| !c.is_alphanumeric() && c != '_')?;
-                Some(argument[..=name].trim())
-            });
-            Some(Kernel { name, arguments: types.collect() })
-        })
-        .collect()
+impl<'a> Kernel<'a> {
+    /// The one that a line declares: `extern "C" __global__ void [attributes] name(type name, …) {`.
+    fn of(line: &'a str) -> Option<Self> {
+        let line = line.strip_prefix("extern \"C\" __global__ void ")?;
+        let line = match line.strip_prefix("__launch_bounds__") {
+            Some(rest) => rest.split_once(") ")?.1,
+            None => line,
+        };
+        let (name, rest) = line.split_once('(')?;
+        let (arguments, _) = rest.split_once(") {")?;
+        let types = arguments.split(", ").filter_map(|argument| {
+            let name = argument.rfind(|c: char| !c.is_alphanumeric() && c != '_')?;
+            Some(argument[..=name].trim())
+        });
+        Some(Self { name, arguments: types.collect() })
+    }
 }
 
 /// The source as C++, with a way in for each kernel.
@@ -80,7 +78,7 @@ fn translate(source: &str, options: &[String]) -> String {
             "#endif" => rounds = "1",
             _ => {}
         }
-        for Kernel { name, arguments } in kernels(line) {
+        if let Some(Kernel { name, arguments }) = Kernel::of(line) {
             let sizes = arguments.iter().map(|kind| format!("sizeof({kind})")).collect::<Vec<_>>().join(", ");
             let given = arguments.iter().enumerate().map(|(index, kind)| format!("*({kind} *)arguments[{index}]"));
             let given = given.collect::<Vec<_>>().join(", ");

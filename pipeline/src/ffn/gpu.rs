@@ -20,6 +20,8 @@ pub(super) struct GpuCompute {
     wire: Wire,
     stream: Stream,
     points: Points,
+    /// The next of them.
+    turn: usize,
     under_way: VecDeque<UnderWay>,
     /// The parts of requests, side by side.
     parts: Vec<Room>,
@@ -40,6 +42,7 @@ impl GpuCompute {
         Ok(Self {
             stream: Stream::new(stage.context())?,
             points: Points::new(stage.context(), DEPTH)?,
+            turn: 0,
             stage,
             wire,
             under_way: VecDeque::with_capacity(DEPTH),
@@ -51,18 +54,17 @@ impl GpuCompute {
 
     /// A part of all requests as one span: where it is, if one request has it and its slot is the device's; else a copy.
     fn gather(&mut self, live: &[(&Segment, usize)], part: usize, row_bytes: usize) -> Result<Span, DaemonError> {
-        if let [(segment, rows)] = live {
-            let place = span(segment.part_place(part), rows * row_bytes)?;
-            if place.region().on_device() {
-                return Ok(place);
-            }
+        let places = live.iter().map(|(segment, rows)| span(segment.part_place(part), rows * row_bytes));
+        let places: Vec<Span> = places.collect::<Result<_, _>>()?;
+        if let [place] = places.as_slice()
+            && place.region().on_device()
+        {
+            return Ok(place.clone());
         }
-        let rows: usize = live.iter().map(|(_, rows)| rows).sum();
-        let all = self.parts[part].of(self.stage.context(), rows * row_bytes)?;
+        let all = self.parts[part].of(self.stage.context(), places.iter().map(Span::len).sum())?;
         let mut start = 0;
-        for (segment, rows) in live {
-            let place = span(segment.part_place(part), rows * row_bytes)?;
-            self.stream.copy(&place, &all.part(start..start + place.len())?)?;
+        for place in &places {
+            self.stream.copy(place, &all.part(start..start + place.len())?)?;
             start += place.len();
         }
         Ok(all)
@@ -116,7 +118,7 @@ impl Drop for GpuCompute {
 
 impl Compute for GpuCompute {
     fn has_room(&self) -> bool {
-        self.points.free().is_some()
+        self.under_way.len() < DEPTH
     }
 
     fn begin(&mut self, mut batch: Batch) -> Result<(), DaemonError> {
@@ -136,7 +138,8 @@ impl Compute for GpuCompute {
             // Lets go of what only former work referred to, such as the slots of peers that are gone.
             self.stream.is_idle()?;
         }
-        let point = self.points.free().unwrap_or_default();
+        let point = self.turn;
+        self.turn = (point + 1) % DEPTH;
         if !live.is_empty() {
             self.points.arrive(point, &self.stream)?;
             self.forward(layer, &live)?;

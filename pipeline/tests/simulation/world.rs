@@ -11,7 +11,7 @@ use stepmesh_mesh::control::{Control, ControlError, ControlEvent};
 use stepmesh_mesh::scheduler::{Action, GenerateRefusal, SchedulerOptions, SequenceId, Session, State};
 use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, Policy};
 use stepmesh_model::{AttentionStage, Dtype, FfnStage};
-use stepmesh_pipeline::{AttentionExecutor, FfnExecutor, Step, Wire, slot_layout, workload};
+use stepmesh_pipeline::{AttentionExecutor, AttentionSide, FfnExecutor, FfnSide, Step, Wire, slot_layout, workload};
 use stepmesh_proto::control::{FromMember, GenerateRequest, sequence_event::Body};
 use stepmesh_transport::Clock;
 use stepmesh_transport::mem::{Fabric, FabricOptions};
@@ -185,7 +185,8 @@ impl World {
         let (microbatches, max_rows) = (self.shape.microbatches, self.shape.max_rows);
         let fabric_device = self.fabric.device(device.as_str());
         let mesh = AttentionMesh::new(options, fabric_device, Box::new(control), self.clock.clone()).unwrap();
-        let executor = AttentionExecutor::new(mesh, stage, self.shape.wire, 4096, microbatches, max_rows, 64).unwrap();
+        let (side, wire) = (AttentionSide::Host(stage), self.shape.wire);
+        let executor = AttentionExecutor::new(mesh, side, wire, 4096, microbatches, max_rows, 64).unwrap();
         self.places.push(Place { device, session, node: Some(Node::Attention(Box::new(executor))) });
     }
 
@@ -196,7 +197,7 @@ impl World {
         let fabric_device = self.fabric.device(device.as_str());
         let mesh = FfnMesh::new(options, fabric_device, Box::new(control), self.clock.clone()).unwrap();
         let stage = stages.ffn(rank as usize, self.shape.ffn as usize);
-        let executor = FfnExecutor::new(mesh, stage, self.shape.wire, Policy::All);
+        let executor = FfnExecutor::new(mesh, FfnSide::Host(stage), self.shape.wire, Policy::All).unwrap();
         self.places.push(Place { device, session, node: Some(Node::Ffn(Box::new(executor))) });
     }
 

@@ -70,9 +70,16 @@ pub fn run_on_a_gpu(tests: &[&str]) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(tests).args(["--nocapture", "--test-threads", "1"]).env(INSIDE, "1").env("STEPMESH_TEST_GPU", "0");
     let Some(_directory) = give_gpu(&mut command) else { return };
+    let said = succeed(command);
+    assert!(said.contains(" passed") && !said.contains(" 0 passed"), "{said}");
+}
+
+/// Runs a command, which must succeed; what it says.
+fn succeed(mut command: Command) -> String {
     let output = command.output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains(" passed") && !said.contains(" 0 passed"), "{said}");
+    assert!(output.status.success(), "{said}");
+    said
 }
 
 /// Runs `test`, which is the whole of test `name`, in a process of its own with the double, which it tells what to do.
@@ -98,10 +105,9 @@ fn within(name: &str, has_driver: bool, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return test();
     }
-    let (mut command, _directory) = process(name, has_driver);
-    let output = command.output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let (command, _directory) = process(name, has_driver);
+    let said = succeed(command);
+    assert!(said.contains("1 passed"), "{said}");
 }
 
 /// The double's own entry points.

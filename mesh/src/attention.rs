@@ -28,14 +28,7 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// The header of this request, its parts placed; without what only the mesh knows.
-    pub(crate) fn header(&self, layout: &SlotLayout) -> Result<Header, MeshError> {
-        let mut header = Header::default();
-        self.write(layout, &mut header)?;
-        Ok(header)
-    }
-
-    /// As [`Request::header`], into a fresh header.
+    /// Says this in a fresh header, its parts placed; without what only the mesh knows.
     fn write(&self, layout: &SlotLayout, header: &mut Header) -> Result<(), MeshError> {
         if self.group == NO_GROUP {
             return Err(MeshError::Transfer(format!("group {NO_GROUP} is reserved")));
@@ -216,14 +209,9 @@ impl AttentionMesh {
         }
         let mut header = Header::default();
         request.write(&self.member.options.layout, &mut header)?;
-        self.push(buffer, &mut header)
-    }
-
-    /// As [`AttentionMesh::push_pull`], with a request's header; the buffer is this mesh's.
-    pub(crate) fn push(&mut self, buffer: SendBuffer, header: &mut Header) -> Result<Ticket, MeshError> {
         self.check_linked()?;
         let ticket = self.tickets.begin(buffer.microbatch());
-        self.post(buffer.microbatch(), header);
+        self.post(buffer.microbatch(), &mut header);
         Ok(ticket)
     }
 
@@ -285,17 +273,18 @@ impl AttentionMesh {
         Ok(())
     }
 
-    pub(crate) fn slots(&self) -> &Arc<SendSlots> {
-        &self.slots
+    /// Whether a ticket is outstanding.
+    pub(crate) fn is_pending(&self, ticket: Ticket) -> bool {
+        self.tickets.is_pending(ticket)
     }
 
-    /// Whether a new transfer may use the slot.
-    pub(crate) fn is_free(&self, microbatch: u16) -> bool {
-        self.tickets.is_free(microbatch)
+    /// Replies that have come, or never will, so far.
+    pub fn replied(&self) -> u64 {
+        self.tickets.replies()
     }
 
     /// The lowest rank that is not linked; `None` within if nobody is known yet.
-    pub(crate) fn unlinked(&self) -> Option<Option<usize>> {
+    fn unlinked(&self) -> Option<Option<usize>> {
         let up = |link: &Option<crate::link::Link>| link.as_ref().is_some_and(|link| link.stage == Stage::Up);
         match self.member.links.iter().position(|link| !up(link)) {
             None if self.member.links.is_empty() => Some(None),
@@ -337,11 +326,10 @@ impl AttentionMesh {
         let deadline = self.member.clock.after(timeout);
         loop {
             self.poll()?;
-            if self.member.complete && self.check_linked().is_ok() {
-                return Ok(());
-            }
-            if let Some(reason) = &self.member.scheduler_lost {
-                return Err(MeshError::SchedulerLost(reason.clone()));
+            match self.member.completed() {
+                Some(Ok(())) if !self.is_linked() => {}
+                Some(completed) => return completed,
+                None => {}
             }
             if self.member.clock.now() >= deadline {
                 return Err(MeshError::Timeout(timeout));

@@ -150,14 +150,6 @@ pub struct PartArray {
     pub rank_stride_bytes: usize,
 }
 
-impl PartArray {
-    /// A part of a microbatch, from where the payload areas lie.
-    pub(crate) fn part(self, layout: &SlotLayout, microbatch: u16, part: usize) -> Option<Self> {
-        let first = layout.part_range(Direction::A2F, microbatch, part)?.start;
-        Some(Self { base: self.base + first, ..self })
-    }
-}
-
 impl FfnMesh {
     /// Starts to join. [`FfnMesh::poll`] until [`FfnMesh::rank`] is known, or use [`FfnMesh::wait_complete`].
     pub fn new(
@@ -233,14 +225,10 @@ impl FfnMesh {
     /// Where a request part of a microbatch lies for all ranks, for kernels that take segments; none where the device does not
     /// place its payloads ([`Device::places_payloads`]).
     pub fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
-        self.payloads()?.part(&self.member.options.layout, microbatch, part)
-    }
-
-    /// Where the attention instances' payload areas lie.
-    pub(crate) fn payloads(&self) -> Option<PartArray> {
-        let base = self.member.space.as_ref()?.base().as_ptr() as usize;
-        let rank_stride_bytes = self.member.options.layout.area_bytes(Direction::A2F).ok()?;
-        Some(PartArray { base, rank_stride_bytes })
+        let layout = &self.member.options.layout;
+        let first = layout.part_range(Direction::A2F, microbatch, part)?.start;
+        let base = self.member.space.as_ref()?.base().as_ptr() as usize + first;
+        Some(PartArray { base, rank_stride_bytes: layout.area_bytes(Direction::A2F).ok()? })
     }
 
     /// Where a part of an attention instance's requests for a microbatch is read, as long as the layout allows; for work that is
@@ -257,7 +245,7 @@ impl FfnMesh {
     }
 
     /// When, with no further arrival, the policy will next release something.
-    pub(crate) fn next_release(&self, policy: Policy) -> Option<Instant> {
+    pub fn next_release(&self, policy: Policy) -> Option<Instant> {
         self.member.clock.now().checked_add(self.until_release(policy)?)
     }
 
@@ -433,11 +421,8 @@ impl FfnMesh {
         let deadline = self.member.clock.after(timeout);
         loop {
             self.poll()?;
-            if self.member.complete {
-                return Ok(());
-            }
-            if let Some(reason) = &self.member.scheduler_lost {
-                return Err(MeshError::SchedulerLost(reason.clone()));
+            if let Some(completed) = self.member.completed() {
+                return completed;
             }
             if self.member.clock.now() >= deadline {
                 return Err(MeshError::Timeout(timeout));

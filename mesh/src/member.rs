@@ -214,6 +214,14 @@ impl Member {
         self.endpoint.waker()
     }
 
+    /// Whether waiting for completeness is over, one way or the other.
+    pub(crate) fn completed(&self) -> Option<Result<(), MeshError>> {
+        if self.complete {
+            return Some(Ok(()));
+        }
+        self.scheduler_lost.as_ref().map(|reason| Err(MeshError::SchedulerLost(reason.clone())))
+    }
+
     /// Sends a message of the application's to the scheduler.
     pub(crate) fn send_control(&mut self, body: from_member::Body) -> Result<(), MeshError> {
         self.control.send(FromMember { body: Some(body) }).map_err(|error| MeshError::SchedulerLost(error.to_string()))

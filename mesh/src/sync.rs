@@ -3,43 +3,66 @@
 
 #[cfg(not(stepmesh_loom))]
 mod machine {
-    pub(crate) use crossbeam_queue::ArrayQueue;
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    pub(crate) use std::sync::{Mutex, MutexGuard};
 }
 
 #[cfg(stepmesh_loom)]
 mod model {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-    use std::collections::VecDeque;
+    use loom::cell::{MutPtr, UnsafeCell};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    use std::ops::{Deref, DerefMut};
+    use std::sync::TryLockError;
 
-    /// Crossbeam's queue, which is taken to be right, as a model sees it.
-    #[derive(Debug)]
-    pub(crate) struct ArrayQueue<T> {
-        values: loom::sync::Mutex<VecDeque<T>>,
-        capacity: usize,
+    /// A lock that is only tried: loom's own waits when it is tried.
+    pub(crate) struct Mutex<T> {
+        held: AtomicBool,
+        value: UnsafeCell<T>,
     }
 
-    #[allow(clippy::unwrap_used)] // Poison is a failed model.
-    impl<T> ArrayQueue<T> {
-        pub(crate) fn new(capacity: usize) -> Self {
-            Self { values: loom::sync::Mutex::new(VecDeque::new()), capacity }
+    pub(crate) struct MutexGuard<'a, T> {
+        held: &'a AtomicBool,
+        value: Option<MutPtr<T>>,
+    }
+
+    // SAFETY: whoever sees the value has found `held` false and made it true, with acquire and release; loom looks on.
+    unsafe impl<T: Send> Sync for Mutex<T> {}
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
         }
 
-        pub(crate) fn push(&self, value: T) -> Result<(), T> {
-            let mut values = self.values.lock().unwrap();
-            if values.len() == self.capacity {
-                return Err(value);
+        #[allow(clippy::type_complexity)] // The standard library's.
+        pub(crate) fn try_lock(&self) -> Result<MutexGuard<'_, T>, TryLockError<MutexGuard<'_, T>>> {
+            let (acquired, failed) = (Ordering::Acquire, Ordering::Relaxed);
+            match self.held.compare_exchange(false, true, acquired, failed) {
+                Ok(_) => Ok(MutexGuard { held: &self.held, value: Some(self.value.get_mut()) }),
+                Err(_) => Err(TryLockError::WouldBlock),
             }
-            values.push_back(value);
-            Ok(())
         }
+    }
 
-        pub(crate) fn pop(&self) -> Option<T> {
-            self.values.lock().unwrap().pop_front()
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            // SAFETY: the lock is held; there until it is dropped.
+            unsafe { self.value.as_ref().unwrap().deref() }
         }
+    }
 
-        pub(crate) fn is_empty(&self) -> bool {
-            self.values.lock().unwrap().is_empty()
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            // SAFETY: as above.
+            unsafe { self.value.as_ref().unwrap().deref() }
+        }
+    }
+
+    impl<T> Drop for MutexGuard<'_, T> {
+        fn drop(&mut self) {
+            self.value = None;
+            self.held.store(false, Ordering::Release);
         }
     }
 }

@@ -45,12 +45,18 @@ struct Slot {
     waiting: Vec<bool>,
     missing: usize,
     failure: Option<TicketFailure>,
+    /// The caller need not ask for the ticket any more.
+    given_up: bool,
 }
 
 impl Slot {
     /// Nobody will ask for the ticket any more, or need not.
     fn is_settled(&self) -> bool {
-        self.phase != Phase::InFlight || self.failure == Some(TicketFailure::Cancelled)
+        self.phase != Phase::InFlight || self.given_up
+    }
+
+    fn is_of(&self, ticket: Ticket) -> bool {
+        self.number == ticket.number && self.phase == Phase::InFlight
     }
 }
 
@@ -60,12 +66,13 @@ pub(crate) struct Tickets {
     slots: Vec<Slot>,
     peers: usize,
     next: u64,
+    replies: u64,
 }
 
 impl Tickets {
     pub(crate) fn new(slots: u16, peers: usize) -> Self {
         let slot = || Slot { waiting: vec![false; peers], ..Slot::default() };
-        Self { slots: (0..slots).map(|_| slot()).collect(), peers, next: 0 }
+        Self { slots: (0..slots).map(|_| slot()).collect(), peers, next: 0, replies: 0 }
     }
 
     /// Whether a new transfer may use the slot.
@@ -85,7 +92,7 @@ impl Tickets {
         debug_assert!(slot.is_settled() && slot.missing == 0);
         slot.phase = Phase::InFlight;
         slot.number = self.next;
-        slot.failure = None;
+        (slot.failure, slot.given_up) = (None, false);
         slot.waiting.fill(true);
         slot.missing = slot.waiting.len();
         Ticket { slot: index, number: self.next }
@@ -106,6 +113,7 @@ impl Tickets {
         }
         slot.waiting[peer] = false;
         slot.missing -= 1;
+        self.replies += 1;
         if slot.failure.is_none() {
             slot.failure = failure;
         }
@@ -119,6 +127,11 @@ impl Tickets {
         }
     }
 
+    /// Replies that have come, or never will, so far.
+    pub(crate) fn replies(&self) -> u64 {
+        self.replies
+    }
+
     /// Whether any slot waits for this peer's reply.
     pub(crate) fn waits_for(&self, peer: usize) -> bool {
         self.slots.iter().any(|slot| slot.waiting[peer] && slot.failure.is_none())
@@ -127,13 +140,12 @@ impl Tickets {
     /// Whether replies are missing, and all of them may still come.
     pub(crate) fn is_pending(&self, ticket: Ticket) -> bool {
         let slot = self.slots.get(usize::from(ticket.slot));
-        let is_it = |slot: &Slot| slot.number == ticket.number && slot.phase == Phase::InFlight;
-        slot.is_some_and(|slot| is_it(slot) && slot.missing > 0 && slot.failure.is_none())
+        slot.is_some_and(|slot| slot.is_of(ticket) && slot.missing > 0 && slot.failure.is_none())
     }
 
     pub(crate) fn status(&self, ticket: Ticket) -> TicketStatus {
         let Some(slot) = self.slots.get(usize::from(ticket.slot)) else { return TicketStatus::Unknown };
-        if slot.number != ticket.number || slot.phase != Phase::InFlight {
+        if !slot.is_of(ticket) {
             return TicketStatus::Unknown;
         }
         match &slot.failure {
@@ -151,12 +163,17 @@ impl Tickets {
         }
     }
 
-    /// Fails the ticket, and returns the peers whose replies may still come and must be fenced off.
+    /// Gives the ticket up: fails it if it is pending, and returns the peers whose replies may still come and must be fenced
+    /// off.
     pub(crate) fn cancel(&mut self, ticket: Ticket) -> Vec<usize> {
-        if self.status(ticket) != TicketStatus::Pending {
+        let is_pending = self.is_pending(ticket);
+        let Some(slot) = self.slots.get_mut(usize::from(ticket.slot)).filter(|slot| slot.is_of(ticket)) else {
+            return Vec::new();
+        };
+        slot.given_up = true;
+        if !is_pending {
             return Vec::new();
         }
-        let slot = &mut self.slots[usize::from(ticket.slot)];
         slot.failure = Some(TicketFailure::Cancelled);
         (0..slot.waiting.len()).filter(|&peer| slot.waiting[peer]).collect()
     }
@@ -206,6 +223,22 @@ mod tests {
         }
         assert!(tickets.is_free(0), "a cancelled ticket need not be waited for");
         assert!(tickets.cancel(ticket).is_empty(), "cancelling twice does nothing");
+    }
+
+    #[test]
+    fn a_reply_that_is_faster_than_cancelling_counts_and_need_not_be_taken() {
+        let mut tickets = Tickets::new(1, 1);
+        let ticket = tickets.begin(0);
+        assert!(tickets.replied(0, 0, None));
+        assert!(tickets.cancel(ticket).is_empty());
+        assert_eq!(tickets.status(ticket), TicketStatus::Ready);
+        assert!(tickets.is_free(0));
+        let next = tickets.begin(0);
+        assert!(tickets.cancel(ticket).is_empty(), "an earlier one");
+        assert!(tickets.replied(0, 0, None));
+        assert!(!tickets.is_free(0), "this one is to be taken");
+        tickets.consume(next);
+        assert!(tickets.is_free(0));
     }
 
     #[test]

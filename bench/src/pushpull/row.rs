@@ -211,16 +211,12 @@ fn duel<A: AttentionEnd, F: FfnEnd>(
     Ok((played, responses, Cpu { attention_core_s, ffn_core_s, core_us_per_transfer: 0.0 }))
 }
 
-/// Where the progress threads of the two sides run: on CPUs of their own, where they spin, or beside their application,
-/// where they must not.
+/// Where the progress threads of the two sides run: on CPUs of their own, if there are any.
 fn threads(options: &Options) -> [ProgressOptions; 2] {
     let [a, b] = options.cpus.list();
     let others: Vec<_> = allowed().into_iter().filter(|&cpu| cpu != a && cpu != b).collect();
-    let (cpus, spin) = match others.as_slice() {
-        &[first, second, ..] => ([first, second], SPIN),
-        _ => ([a, b], Duration::ZERO),
-    };
-    let thread = |name: &str, cpu| ProgressOptions { name: name.into(), cpu: Some(cpu), spin };
+    let cpus = if let &[first, second, ..] = others.as_slice() { [Some(first), Some(second)] } else { [None; 2] };
+    let thread = |name: &str, cpu| ProgressOptions { name: name.into(), cpu, spin: SPIN };
     [thread(ATTENTION_THREAD, cpus[0]), thread(FFN_THREAD, cpus[1])]
 }
 

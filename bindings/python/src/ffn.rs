@@ -263,19 +263,9 @@ impl FfnMesh {
         microbatches: Option<Vec<u16>>,
     ) -> PyResult<Option<Batch>> {
         let (policy, timeout) = (self::policy(policy)?, seconds(timeout)?);
-        // Before the first poll, which else would ask by the policy of an earlier call.
-        self.shared.with(py, |ffn| {
-            ffn.wanted = Some(policy);
-            Ok(())
-        })?;
         let batch = self.shared.wait(py, timeout, |ffn| {
-            let batch = ffn.try_next_batch(policy, microbatches.as_deref());
-            ffn.wanted = if batch.is_some() { None } else { Some(policy) };
-            batch.map(Ok)
+            ffn.try_next_batch(policy, microbatches.as_deref()).map_err(Failure::from).transpose()
         });
-        if !matches!(batch, Ok(Some(_))) {
-            let _ = self.shared.with_unattached(|ffn| ffn.wanted = None);
-        }
         Ok(batch?.map(|batch| Batch {
             microbatch: batch.microbatch,
             group: batch.group,

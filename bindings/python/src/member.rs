@@ -16,8 +16,6 @@ use stepmesh_transport::{Region, Waker};
 
 /// Events that are kept for the caller.
 const KEPT: usize = 1024;
-/// The longest that a caller may be kept from an FFN engine by another one that waits in it.
-const SHARE: Duration = Duration::from_millis(1);
 
 /// What the scheduler and the links have to say.
 #[derive(Default)]
@@ -288,10 +286,7 @@ impl Driven for Attention {
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
         match &mut self.kind {
             AttentionKind::Driven(mesh) => mesh.sleep(deadline),
-            AttentionKind::Threaded(engine) => {
-                engine.sleep(deadline.saturating_duration_since(Instant::now()));
-                Ok(())
-            }
+            AttentionKind::Threaded(engine) => engine.sleep(deadline.saturating_duration_since(Instant::now())),
         }
     }
 }
@@ -299,7 +294,7 @@ impl Driven for Attention {
 #[allow(clippy::large_enum_variant, reason = "one a mesh, never moved")]
 enum FfnKind {
     Driven(FfnMesh),
-    Threaded { engine: FfnEngine, released: VecDeque<Batch> },
+    Threaded(FfnEngine),
 }
 
 /// An FFN instance.
@@ -310,8 +305,8 @@ pub(crate) struct Ffn {
     pub(crate) attention: usize,
     pub(crate) ffn: usize,
     pub(crate) news: News,
-    /// What a threaded engine is asked for meanwhile, if somebody waits for a batch: nobody else's policy may release one.
-    pub(crate) wanted: Option<Policy>,
+    /// When time alone will release a batch that was asked for.
+    due: Option<Instant>,
 }
 
 impl Ffn {
@@ -326,16 +321,16 @@ impl Ffn {
             Some(options) => {
                 let engine = FfnEngine::start(mesh, options)?;
                 let waker = engine.waker();
-                (FfnKind::Threaded { engine, released: VecDeque::new() }, waker)
+                (FfnKind::Threaded(engine), waker)
             }
         };
-        Ok((Self { kind, rank, attention, ffn, news: News::default(), wanted: None }, waker))
+        Ok((Self { kind, rank, attention, ffn, news: News::default(), due: None }, waker))
     }
 
     pub(crate) fn is_complete(&self) -> bool {
         match &self.kind {
             FfnKind::Driven(mesh) => mesh.is_complete(),
-            FfnKind::Threaded { engine, .. } => engine.is_complete(),
+            FfnKind::Threaded(engine) => engine.is_complete(),
         }
     }
 
@@ -343,62 +338,62 @@ impl Ffn {
     pub(crate) fn driven(&mut self) -> Result<&mut FfnMesh, Failure> {
         match &mut self.kind {
             FfnKind::Driven(mesh) => Ok(mesh),
-            FfnKind::Threaded { .. } => Err(threaded()),
+            FfnKind::Threaded(_) => Err(threaded()),
         }
     }
 
     pub(crate) fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
         match &self.kind {
             FfnKind::Driven(mesh) => mesh.part_array(microbatch, part),
-            FfnKind::Threaded { engine, .. } => engine.part_array(microbatch, part),
+            FfnKind::Threaded(engine) => engine.part_array(microbatch, part),
         }
     }
 
     /// The oldest batch of these microbatches, of any if none are named, that the policy allows, if there is one now.
-    pub(crate) fn try_next_batch(&mut self, policy: Policy, microbatches: Option<&[u16]>) -> Option<Batch> {
+    pub(crate) fn try_next_batch(
+        &mut self,
+        policy: Policy,
+        microbatches: Option<&[u16]>,
+    ) -> Result<Option<Batch>, MeshError> {
         let is_wanted = |microbatch: u16| microbatches.is_none_or(|wanted| wanted.contains(&microbatch));
-        match &mut self.kind {
+        let batch = match &mut self.kind {
             FfnKind::Driven(mesh) => mesh.try_next_batch_of(policy, is_wanted),
-            FfnKind::Threaded { released, .. } => {
-                let at = released.iter().position(|batch| is_wanted(batch.microbatch))?;
-                released.remove(at)
-            }
-        }
+            FfnKind::Threaded(engine) => engine.try_next_batch_of(policy, is_wanted)?,
+        };
+        self.due = match (&batch, &self.kind) {
+            (Some(_), _) => None,
+            (None, FfnKind::Driven(mesh)) => mesh.next_release(policy),
+            (None, FfnKind::Threaded(engine)) => engine.next_release(policy),
+        };
+        Ok(batch)
     }
 
     pub(crate) fn respond(&mut self, batch: Batch) -> Result<(), MeshError> {
         match &mut self.kind {
             FfnKind::Driven(mesh) => mesh.respond(batch),
-            FfnKind::Threaded { engine, .. } => engine.respond(batch),
+            FfnKind::Threaded(engine) => engine.respond(batch),
         }
     }
 
     pub(crate) fn send_control(&mut self, body: from_member::Body) -> Result<(), MeshError> {
         match &mut self.kind {
             FfnKind::Driven(mesh) => mesh.send_control(body),
-            FfnKind::Threaded { engine, .. } => engine.send_control(body),
+            FfnKind::Threaded(engine) => engine.send_control(body),
         }
     }
 
     fn next_event(&mut self) -> Option<MeshEvent> {
         match &mut self.kind {
             FfnKind::Driven(mesh) => mesh.next_event(),
-            FfnKind::Threaded { engine, .. } => engine.next_event(),
+            FfnKind::Threaded(engine) => engine.next_event(),
         }
     }
 }
 
 impl Driven for Ffn {
     fn poll(&mut self) -> Result<(), MeshError> {
-        match &mut self.kind {
-            FfnKind::Driven(mesh) => mesh.poll()?,
-            FfnKind::Threaded { engine, released } => {
-                while let Some(policy) = self.wanted
-                    && let Some(batch) = engine.next_batch(policy, Duration::ZERO)?
-                {
-                    released.push_back(batch);
-                }
-            }
+        if let FfnKind::Driven(mesh) = &mut self.kind {
+            mesh.poll()?;
         }
         while let Some(event) = self.next_event() {
             if let Some(answer) = self.news.take_in(event) {
@@ -412,22 +407,16 @@ impl Driven for Ffn {
     fn settled(&mut self) -> u64 {
         let arrived = match &self.kind {
             FfnKind::Driven(mesh) => mesh.arrived(),
-            FfnKind::Threaded { released, .. } => released.len() as u64,
+            FfnKind::Threaded(engine) => engine.arrived(),
         };
         arrived << 16 | (self.news.events.len() + self.news.released.len()) as u64
     }
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        let deadline = self.due.map_or(deadline, |due| due.min(deadline));
         match &mut self.kind {
             FfnKind::Driven(mesh) => mesh.sleep(deadline),
-            FfnKind::Threaded { engine, released } => {
-                let left = deadline.saturating_duration_since(Instant::now()).min(SHARE);
-                match self.wanted {
-                    Some(policy) => released.extend(engine.next_batch(policy, left)?),
-                    None => engine.sleep(left),
-                }
-                Ok(())
-            }
+            FfnKind::Threaded(engine) => engine.sleep(deadline.saturating_duration_since(Instant::now())),
         }
     }
 }

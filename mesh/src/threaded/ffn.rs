@@ -1,184 +1,127 @@
 //! The FFN side with a progress thread: the verbs of [`FfnMesh`], from the application's thread.
 
-use super::ask::Ask;
-use super::progress::{Driver, ProgressOptions, ProgressThread, Turn};
-use super::standing::Standing;
-use crate::layout::SlotLayout;
-use crate::sync::ArrayQueue;
+use super::engine::{Driven, Engine, ProgressOptions};
 use crate::{Batch, FfnMesh, MeshError, MeshEvent, PartArray, Policy};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stepmesh_proto::control::from_member;
-use stepmesh_transport::{Clock, Waker};
+use stepmesh_transport::Waker;
 
-/// Batches that may wait to be answered; more make `respond` wait for the progress thread.
-const COMMANDS: usize = 1024;
-
-/// An FFN instance whose transfers a thread of its own drives. One thread at a time uses it; dropping it stops and joins
-/// the progress thread.
+/// An FFN instance whose transfers go on while the application computes. One thread at a time uses it; dropping it stops and
+/// joins the progress thread.
 pub struct FfnEngine {
-    thread: ProgressThread,
-    shared: Arc<Shared>,
-    layout: Arc<SlotLayout>,
+    engine: Engine<FfnMesh>,
 }
 
-struct Shared {
-    commands: ArrayQueue<Command>,
-    ask: Ask,
-    batch: ArrayQueue<Batch>,
-    payloads: OnceLock<PartArray>,
-    standing: Standing,
-}
+impl Driven for FfnMesh {
+    fn poll(&mut self) -> Result<(), MeshError> {
+        self.poll()
+    }
 
-enum Command {
-    Respond(Batch),
-    Control(Box<from_member::Body>),
+    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
+        self.sleep(deadline)
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker()
+    }
+
+    fn has_events(&self) -> bool {
+        !self.member.events.is_empty()
+    }
+
+    fn arrived(&self) -> u64 {
+        self.arrived()
+    }
 }
 
 impl FfnEngine {
-    /// Hands a member over to a progress thread. It may have joined already, or not.
+    /// Gives a member a progress thread. It may have joined already, or not.
     pub fn start(mesh: FfnMesh, options: ProgressOptions) -> Result<Self, MeshError> {
-        let layout = mesh.member.options.layout.clone();
-        let shared = Arc::new(Shared {
-            commands: ArrayQueue::new(COMMANDS),
-            ask: Ask::new(),
-            batch: ArrayQueue::new(1),
-            payloads: OnceLock::new(),
-            standing: Standing::new(),
-        });
-        let waker = mesh.waker();
-        let driver = FfnDriver { mesh, shared: shared.clone(), in_vain: Ask::NOTHING };
-        let thread = ProgressThread::spawn(options, waker, driver)?;
-        Ok(Self { thread, shared, layout })
+        Ok(Self { engine: Engine::start(mesh, options)? })
     }
 
     /// This instance's rank, once admitted.
     pub fn rank(&self) -> Option<u32> {
-        self.shared.standing.rank()
+        self.engine.peek(|mesh| mesh.rank()).flatten()
     }
 
     /// FFN instances of the deployment, once admitted: how many shards there are.
     pub fn ffn(&self) -> usize {
-        self.shared.standing.siblings()
+        self.engine.peek(|mesh| mesh.ffn()).unwrap_or_default()
     }
 
     /// Attention instances of the deployment, once admitted.
     pub fn attention(&self) -> usize {
-        self.shared.standing.peers()
+        self.engine.peek(|mesh| mesh.attention()).unwrap_or_default()
     }
 
     /// All ranks are held and all links are up.
     pub fn is_complete(&self) -> bool {
-        self.shared.standing.is_complete()
+        self.engine.peek(|mesh| mesh.is_complete()).unwrap_or_default()
     }
 
     /// The next thing that happened besides requests.
     pub fn next_event(&mut self) -> Option<MeshEvent> {
-        self.shared.standing.next_event()
+        self.engine.peek(FfnMesh::next_event).flatten()
     }
 
-    /// Sends the application's message to the scheduler; if its session is over an event says so.
+    /// Sends the application's message to the scheduler.
     pub fn send_control(&mut self, body: from_member::Body) -> Result<(), MeshError> {
-        self.thread.send(&self.shared.commands, Command::Control(Box::new(body)))
+        self.engine.with(|mesh| mesh.send_control(body))
     }
 
     /// Where a request part of a microbatch lies for all ranks, for kernels that take segments.
     pub fn part_array(&self, microbatch: u16, part: usize) -> Option<PartArray> {
-        self.shared.payloads.get()?.part(&self.layout, microbatch, part)
+        self.engine.peek(|mesh| mesh.part_array(microbatch, part)).flatten()
     }
 
-    /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at. A batch that is
-    /// released just as the call expires is what the next call returns, whatever its policy.
+    /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at.
     pub fn next_batch(&mut self, policy: Policy, timeout: Duration) -> Result<Option<Batch>, MeshError> {
-        let shared = &self.shared;
-        if let Some(batch) = shared.batch.pop() {
-            return Ok(Some(batch));
-        }
-        self.thread.check()?;
-        shared.ask.put(policy);
-        self.thread.nudge();
-        let arrived = || match shared.batch.pop() {
-            None if shared.standing.has_events() => Some(None),
+        let released = |mesh: &mut FfnMesh| match mesh.try_next_batch(policy) {
+            None if mesh.has_events() => Some(None),
             batch => batch.map(Some),
         };
-        let batch = self.thread.wait_for(Clock::system().after(timeout), arrived);
-        shared.ask.withdraw();
-        Ok(batch?.flatten().or_else(|| shared.batch.pop()))
+        Ok(self.engine.wait_for(timeout, released, |mesh| mesh.next_release(policy))?.flatten())
+    }
+
+    /// The oldest batch of the microbatches that `wanted` names that the policy allows now, as
+    /// [`FfnMesh::try_next_batch_of`]. Makes progress.
+    pub fn try_next_batch_of(
+        &mut self,
+        policy: Policy,
+        wanted: impl Fn(u16) -> bool,
+    ) -> Result<Option<Batch>, MeshError> {
+        self.engine.wait_for(Duration::ZERO, |mesh| mesh.try_next_batch_of(policy, &wanted), |_| None)
+    }
+
+    /// When, with no further arrival, the policy will next release something.
+    pub fn next_release(&self, policy: Policy) -> Option<Instant> {
+        self.engine.peek(|mesh| mesh.next_release(policy)).flatten()
+    }
+
+    /// Requests that have arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.engine.peek(|mesh| mesh.arrived()).unwrap_or_default()
     }
 
     /// Sends every segment's reply. Segments whose attention instance is gone are dropped: its loss is an event.
     pub fn respond(&mut self, batch: Batch) -> Result<(), MeshError> {
-        self.thread.send(&self.shared.commands, Command::Respond(batch))
+        self.engine.with(|mesh| mesh.respond(batch))
     }
 
     /// Waits until the whole deployment is there.
     pub fn wait_complete(&mut self, timeout: Duration) -> Result<(), MeshError> {
-        let completed = || self.shared.standing.completed();
-        self.thread.wait_for(Clock::system().after(timeout), completed)?.ok_or(MeshError::Timeout(timeout))?
+        let completed = |mesh: &mut FfnMesh| mesh.member.completed();
+        self.engine.wait_for(timeout, completed, |_| None)?.ok_or(MeshError::Timeout(timeout))?
     }
 
     /// Makes the current or next [`FfnEngine::sleep`] return, from another thread.
     pub fn waker(&self) -> Waker {
-        self.thread.waker()
+        self.engine.waker()
     }
 
-    /// Sleeps until an event may be there; may return early.
-    pub fn sleep(&mut self, timeout: Duration) {
-        self.thread.park(timeout);
-    }
-}
-
-struct FfnDriver {
-    mesh: FfnMesh,
-    shared: Arc<Shared>,
-    /// What was asked for in vain at the last turn; only an arrival or time can change that.
-    in_vain: u64,
-}
-
-impl FfnDriver {
-    /// What is asked for, unless an answer waits to be fetched.
-    fn asked(&self) -> Option<(Policy, u64)> {
-        self.shared.ask.get().filter(|_| self.shared.batch.is_empty())
-    }
-}
-
-impl Driver for FfnDriver {
-    fn turn(&mut self) -> Result<Turn, MeshError> {
-        let mut turn = Turn::Idle;
-        while let Some(command) = self.shared.commands.pop() {
-            match command {
-                Command::Respond(batch) => self.mesh.respond(batch)?,
-                // The session's end is an event.
-                Command::Control(body) => drop(self.mesh.send_control(*body)),
-            }
-            turn = Turn::Worked;
-        }
-        self.mesh.poll()?;
-        if self.shared.payloads.get().is_none()
-            && let Some(payloads) = self.mesh.payloads()
-        {
-            let _ = self.shared.payloads.set(payloads);
-        }
-        self.in_vain = Ask::NOTHING;
-        if let Some((policy, word)) = self.asked() {
-            if let Some(batch) = self.mesh.try_next_batch(policy) {
-                self.shared.ask.answer(word);
-                let _ = self.shared.batch.push(batch);
-                turn = Turn::Produced;
-            } else {
-                self.in_vain = word;
-            }
-        }
-        Ok(turn.max(self.shared.standing.publish(&mut self.mesh.member)))
-    }
-
-    fn has_commands(&self) -> bool {
-        !self.shared.commands.is_empty() || self.asked().is_some_and(|(_, word)| word != self.in_vain)
-    }
-
-    fn sleep(&mut self) -> Result<(), MeshError> {
-        let latest = self.mesh.clock().now() + Duration::from_secs(1);
-        let release = self.asked().and_then(|(policy, _)| self.mesh.next_release(policy));
-        self.mesh.sleep(release.map_or(latest, |release| release.min(latest)))
+    /// Sleeps until an event or a request may be there; may return early.
+    pub fn sleep(&mut self, timeout: Duration) -> Result<(), MeshError> {
+        self.engine.sleep(timeout)
     }
 }

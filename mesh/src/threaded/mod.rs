@@ -1,26 +1,25 @@
-//! Members with a progress thread of their own: the application's thread never polls.
+//! Members that make progress while the application computes.
 //!
 //! ```text
-//!   application's thread                            progress thread
-//!   acquire ─ fill ─ push_pull ──▶ commands ──▶  ┌───────────────┐
-//!   wait    ◀── one outcome for each slot ◀──────│ AttentionMesh │◀──▶ endpoint, control plane
-//!                                                └───────────────┘
+//!   application's thread                  the member                progress thread
+//!   acquire, push_pull, respond ──takes──▶ ┌────────┐
+//!   wait, next_batch, sleep ─────drives──▶ │  mesh  │ ◀──drives── while no calls come
+//!                                          └────────┘
 //! ```
 //!
-//! What crosses between the threads are values in bounded queues made at the start: a slot's send buffer and its
-//! [`Replies`](crate::Replies) are one each, so whoever holds them owns the slot. In the steady state nothing is
-//! allocated and no lock is taken; a thread that has slept is woken by its endpoint's event, or unparked.
+//! The member is in the hands of one thread at a time ([`baton`]). A call takes it, and one that waits drives it, so that nothing
+//! that a call does or waits for passes from thread to thread. While calls come the progress thread looks on; when none has come
+//! for a tenth of a millisecond it drives the member itself, and sleeps with it, so that transfers that need a CPU (over tcp) go on, and
+//! links come and go. In the steady state nothing is allocated, and a call makes no system call of its own unless the progress
+//! thread sleeps.
 
-mod ask;
 mod attention;
-mod doze;
+mod baton;
+mod engine;
 mod ffn;
 #[cfg(all(test, stepmesh_loom))]
 mod model;
-mod progress;
-mod seat;
-mod standing;
 
 pub use attention::{AttentionEngine, OwnedReply};
+pub use engine::ProgressOptions;
 pub use ffn::FfnEngine;
-pub use progress::ProgressOptions;

@@ -1,16 +1,10 @@
-//! In loom: what the application's thread and the progress thread say to each other, in every interleaving.
+//! In loom: how the member passes between the application's thread and the progress thread, in every interleaving.
 
-use super::ask::Ask;
-use super::doze::Doze;
-use super::seat::Seat;
-use super::standing::Standing;
-use crate::Policy;
-use crate::sync::ArrayQueue;
-use loom::cell::UnsafeCell;
+use super::baton::Baton;
 use loom::sync::{Arc, Condvar, Mutex};
 use std::convert::Infallible;
 
-/// What an endpoint sleeps on: a wake-up before the sleep is not forgotten. No time passes in a model, so that one that
+/// What a thread sleeps on: a wake-up before the sleep is not forgotten. No time passes in a model, so that one that
 /// does not come is a deadlock.
 #[derive(Default)]
 struct Event {
@@ -34,157 +28,91 @@ impl Event {
 }
 
 struct Shared {
-    doze: Doze,
-    event: Event,
-    commands: ArrayQueue<u32>,
+    baton: Baton<u32>,
+    /// What the progress thread sleeps on with the value, and without it.
+    endpoint: Event,
+    parked: Event,
 }
 
 impl Shared {
     fn new() -> Arc<Self> {
-        Arc::new(Self { doze: Doze::new(), event: Event::default(), commands: ArrayQueue::new(4) })
+        Arc::new(Self { baton: Baton::new(0), endpoint: Event::default(), parked: Event::default() })
     }
 
-    /// On the progress thread.
-    fn sleep(&self) {
-        let sleep = |_: &mut ()| -> Result<(), Infallible> {
-            self.event.sleep();
-            Ok(())
-        };
-        let Ok(()) = self.doze.doze(&mut (), |()| !self.commands.is_empty(), sleep);
+    /// On the application's thread: one call.
+    fn call(&self) {
+        let mut value = self.baton.take(|| self.endpoint.wake(), loom::thread::yield_now).unwrap();
+        *value += 1;
+        drop(value);
+        self.baton.left(|| self.parked.wake());
     }
 
-    /// On the application's.
-    fn command(&self, command: u32) {
-        self.commands.push(command).unwrap();
-        self.doze.nudge(|| self.event.wake());
-    }
-}
-
-#[test]
-fn a_thread_that_goes_to_sleep_misses_no_command() {
-    loom::model(|| {
-        let shared = Shared::new();
-        let progress = shared.clone();
-        let thread = loom::thread::spawn(move || {
-            for expected in 0..2 {
-                let command = loop {
-                    match progress.commands.pop() {
-                        Some(command) => break command,
-                        None => progress.sleep(),
-                    }
+    /// On the progress thread: sleeps with the value if it can have it, until it is wanted.
+    fn turn(&self) {
+        match self.baton.try_take().unwrap() {
+            Some(mut value) => {
+                let sleep = |_: &mut u32| -> Result<(), Infallible> {
+                    self.endpoint.sleep();
+                    Ok(())
                 };
-                assert_eq!(command, expected);
+                let Ok(()) = self.baton.sleep_with(&mut *value, sleep);
             }
-        });
-        shared.command(0);
-        shared.command(1);
-        thread.join().unwrap();
-    });
-}
-
-#[test]
-fn a_thread_that_goes_to_sleep_is_stopped() {
-    loom::model(|| {
-        let shared = Shared::new();
-        let progress = shared.clone();
-        let thread = loom::thread::spawn(move || {
-            while !progress.doze.is_stopped() {
-                progress.sleep();
-            }
-        });
-        shared.doze.stop(|| shared.event.wake());
-        thread.join().unwrap();
-    });
-}
-
-#[test]
-fn a_question_is_answered_once_and_no_answer_is_lost() {
-    loom::model(|| {
-        let shared = Arc::new((Ask::new(), ArrayQueue::new(1)));
-        let progress = shared.clone();
-        let thread = loom::thread::spawn(move || {
-            let (ask, batch) = &*progress;
-            let mut answers = 0;
-            for _ in 0..3 {
-                if let Some((_, word)) = ask.get().filter(|_| batch.is_empty()) {
-                    answers += 1;
-                    ask.answer(word);
-                    batch.push(answers).expect("there was room");
-                }
-            }
-            answers
-        });
-        let (ask, batch) = &*shared;
-        let mut fetched = 0;
-        for _ in 0..2 {
-            ask.put(Policy::Any);
-            fetched += u32::from(batch.pop().is_some());
-            ask.withdraw();
+            None => self.baton.await_departure(|| self.parked.sleep()),
         }
-        let answers = thread.join().unwrap();
-        fetched += u32::from(batch.pop().is_some());
-        assert!(answers <= 2 && fetched == answers);
+    }
+}
+
+/// Without a wake-up that comes by chance: one that is missed is a deadlock.
+#[test]
+fn a_call_gets_the_value_from_a_thread_that_goes_to_sleep_with_it() {
+    loom::model(|| {
+        let shared = Shared::new();
+        let progress = shared.clone();
+        let thread = loom::thread::spawn(move || progress.turn());
+        shared.call();
+        shared.baton.stop(|| shared.endpoint.wake(), || shared.parked.wake());
+        thread.join().unwrap();
+        assert_eq!(*shared.baton.try_take().unwrap().unwrap(), 1);
     });
 }
 
-/// The application's thread writes the slot only while the seat is free; the progress thread sends from it until it
-/// vacates the seat. Loom fails the model if the two are not ordered.
 #[test]
-fn a_slot_is_written_again_only_when_nothing_sends_from_it() {
+fn a_thread_that_waits_for_the_application_to_leave_sees_it_leave() {
     loom::model(|| {
         let shared = Shared::new();
-        let seat = Arc::new((Seat::<u32, ()>::new(7), UnsafeCell::new(0)));
-        let (progress, its_seat) = (shared.clone(), seat.clone());
+        let progress = shared.clone();
+        let thread = loom::thread::spawn(move || progress.baton.await_departure(|| progress.parked.sleep()));
+        shared.call();
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn a_thread_is_stopped_whatever_it_waits_for() {
+    loom::model(|| {
+        let shared = Shared::new();
+        let progress = shared.clone();
         let thread = loom::thread::spawn(move || {
-            let (seat, slot) = &*its_seat;
-            let sent = |expected: u32| {
-                while progress.commands.pop().is_none() {
-                    progress.sleep();
-                }
-                // SAFETY: what loom checks.
-                assert_eq!(slot.with(|slot| unsafe { *slot }), expected);
-                seat.vacate();
-            };
-            sent(1);
-            seat.end(Ok(7));
-            sent(2);
-        });
-        let (seat, slot) = &*seat;
-        let write = |value: u32| {
-            while !seat.is_free() {
+            while !progress.baton.is_stopped() {
+                progress.turn();
                 loom::thread::yield_now();
             }
-            // SAFETY: what loom checks.
-            slot.with_mut(|slot| unsafe { *slot = value });
-        };
-        write(1);
-        let replies = seat.begin().unwrap();
-        shared.command(replies);
-        let replies = loop {
-            match seat.outcome() {
-                Some(outcome) => break outcome.unwrap(),
-                None => loom::thread::yield_now(),
-            }
-        };
-        assert!(!seat.is_free(), "a reply is read");
-        seat.give_back(replies);
-        write(2);
-        seat.take();
-        shared.command(0);
-        write(3);
+        });
+        shared.baton.stop(|| shared.endpoint.wake(), || shared.parked.wake());
         thread.join().unwrap();
     });
 }
 
 #[test]
-fn who_sees_the_rank_sees_the_members() {
+fn a_call_is_seen_by_a_thread_that_looks_for_it() {
     loom::model(|| {
-        let standing = Arc::new(Standing::new());
-        let progress = standing.clone();
-        let thread = loom::thread::spawn(move || progress.set(Some(1), [2, 3], true));
-        if standing.rank().is_some() || standing.is_complete() {
-            assert_eq!([standing.peers(), standing.siblings()], [2, 3]);
-        }
+        let shared = Shared::new();
+        let caller = shared.clone();
+        let thread = loom::thread::spawn(move || caller.call());
+        let mut seen = 0;
+        let early = shared.baton.is_visited(&mut seen);
         thread.join().unwrap();
+        assert!(early || shared.baton.is_visited(&mut seen));
+        assert!(!shared.baton.is_visited(&mut seen), "once");
     });
 }

@@ -1,6 +1,6 @@
 //! The verbs of an engine: who owns a slot when, how long calls wait, how threads are named, pinned and ended.
 
-use crate::deployment::{Deployment, PATIENCE, PROVIDERS, answer, check, eventually, finish, next, send};
+use crate::deployment::{Deployment, PATIENCE, PROVIDERS, Server, answer, check, eventually, finish, next, send};
 use std::time::{Duration, Instant};
 use stepmesh_mesh::threaded::AttentionEngine;
 use stepmesh_mesh::{MeshError, Policy, Request};
@@ -157,8 +157,58 @@ fn an_idle_engine_sleeps() {
     std::thread::sleep(Duration::from_secs(1));
     let spent = ticks("idle-engine") - before;
     assert!(spent <= 3, "two idle threads spent {spent} ticks of 10 ms in a second");
-    attention.sleep(Duration::ZERO);
+    attention.sleep(Duration::ZERO).unwrap();
     assert!(waiting.join().unwrap());
+}
+
+/// Over tcp nothing moves unless somebody polls.
+#[test]
+fn replies_land_while_the_application_computes() {
+    let deployment = Deployment::new(Provider::Tcp, 1, 1);
+    let (mut attention, ffn) = deployment.pair();
+    let _server = Server::start(ffn);
+    // On a machine that is busy with other things it may take more than one try.
+    for round in 0..50 {
+        let began = Instant::now();
+        let sent = send(&mut attention, 0, round, 1).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let called = began.elapsed();
+        let reply = attention.wait(sent.ticket, PATIENCE).unwrap();
+        check(&sent, &reply);
+        if Duration::from_nanos(reply.trace(0).round_trip_ns) < called / 2 {
+            return;
+        }
+    }
+    panic!("nothing lands before the application calls");
+}
+
+#[test]
+fn a_sleep_ends_when_a_reply_has_come_or_another_thread_calls() {
+    let deployment = Deployment::new(Provider::Shm, 1, 1);
+    let (mut attention, ffn) = deployment.pair();
+    let _server = Server::start(ffn);
+    while attention.next_event().is_some() {}
+    for round in 0..100 {
+        let sent = send(&mut attention, 0, round, 1).unwrap();
+        let began = Instant::now();
+        while !attention.is_over(sent.ticket) {
+            attention.sleep(PATIENCE).unwrap();
+        }
+        assert!(began.elapsed() < PATIENCE);
+        finish(&mut attention, &sent);
+    }
+    let waker = attention.waker();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            waker.wake();
+        });
+        while began.elapsed() < Duration::from_millis(20) {
+            attention.sleep(PATIENCE).unwrap();
+        }
+    });
+    assert!(began.elapsed() < PATIENCE);
 }
 
 #[test]

@@ -220,7 +220,7 @@ impl Driven for Inbox {
         while let Some(event) = self.ffn.news.next() {
             self.take_in(&event);
         }
-        while let Some(batch) = self.ffn.try_next_batch(Policy::Any, None) {
+        while let Some(batch) = self.ffn.try_next_batch(Policy::Any, None)? {
             self.receive(batch)?;
         }
         self.send_off()

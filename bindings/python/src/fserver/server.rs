@@ -18,7 +18,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_embed::{Entry, List, Stamp};
-use stepmesh_mesh::{Policy, Segment};
+use stepmesh_mesh::Segment;
 use stepmesh_transport::copy_for_peer;
 
 /// Shapes of one key whose tensors are kept.
@@ -76,8 +76,7 @@ impl Server {
         in_place: bool,
     ) -> PyResult<Self> {
         let (layout, gpu) = (layout(slots, slot_bytes)?, options.gpu);
-        let (mut ffn, waker) = ffn::join(py, options, Some(layout))?;
-        ffn.wanted = Some(Policy::Any);
+        let (ffn, waker) = ffn::join(py, options, Some(layout))?;
         let gate = ffn.attention * usize::from(slots);
         let copies = gpu.map(|gpu| Copies::new(gpu, gate + 1)).transpose()?;
         let inner = Inbox {

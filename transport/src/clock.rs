@@ -1,5 +1,6 @@
 //! The time that a core is driven by: the machine's, or a test's.
 
+use crate::monotonic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -53,11 +54,13 @@ impl Clock {
     pub fn now_ns(&self) -> u64 {
         match &self.manual {
             Some(elapsed_ns) => elapsed_ns.load(Ordering::Acquire),
-            None => {
-                let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-                time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-            }
+            None => Self::monotonic_ns(),
         }
+    }
+
+    /// Nanoseconds of `CLOCK_MONOTONIC`; on one thread never less than before.
+    pub fn monotonic_ns() -> u64 {
+        monotonic::now_ns()
     }
 
     /// Moves a manual clock forward; does nothing to the machine's.

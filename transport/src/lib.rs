@@ -23,6 +23,7 @@ mod error;
 mod fuzz_inputs;
 mod gate;
 mod memory;
+mod monotonic;
 mod region;
 mod sync;
 

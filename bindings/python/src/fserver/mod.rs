@@ -25,10 +25,7 @@ const PAGE: usize = 4096;
 
 /// Nanoseconds of the monotonic clock, whose beginning all processes of a host share.
 fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for writing; the clock exists.
-    let _ = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+    stepmesh_transport::Clock::monotonic_ns()
 }
 
 /// Slots for tables and for `slot_bytes` bytes of tensors each way.

@@ -18,64 +18,67 @@ fn kernel_ns() -> u64 {
 mod counter {
     use super::kernel_ns;
     use std::cell::Cell;
+    use std::ops::Range;
     use std::sync::OnceLock;
 
     /// How long a thread goes by the counter: what the two run apart in that time, by some millionths of it, is less than a look takes.
     const SPAN_NS: u64 = 1_000_000;
     /// A look at the kernel's clock that took so many ticks was interrupted.
     const INTERRUPTED: u64 = 1024;
-    /// A span has fewer ticks on any machine.
+    /// A span has fewer ticks on any machine, and fewer nanoseconds in 2^-32 than a word holds.
     const MOST_TICKS: u64 = 1 << 26;
+    /// A tick is a sixteenth of a nanosecond to ten: else one of the clocks was set.
+    const SANE: Range<u64> = 1 << 28..10 << 32;
     /// The clock may be ahead of the kernel's by no more, for the sake of not going back.
     const AHEAD_NS: u64 = 1_000;
 
     /// A moment by both clocks.
-    #[derive(Clone, Copy, Debug, Default)]
+    #[derive(Clone, Copy, Debug)]
     struct Anchor {
         ticks: u64,
         ns: u64,
         /// Nanoseconds a tick, in 2^-32; zero where that is not known.
         rate: u64,
-        /// What was said before.
-        floor_ns: u64,
     }
 
     impl Anchor {
-        /// By the rate, which fewer than [`MOST_TICKS`] keep within 64 bits.
-        fn passed_ns(&self, ticks: u64) -> u64 {
-            (ticks * self.rate) >> 32
-        }
+        const NONE: Self = Self { ticks: 0, ns: 0, rate: 0 };
 
         /// The time at a later tick, if this is not too long ago.
         #[inline]
         fn at(&self, ticks: u64) -> Option<u64> {
             let elapsed = ticks.wrapping_sub(self.ticks);
-            if elapsed >= MOST_TICKS {
+            if elapsed >= MOST_TICKS || self.rate == 0 {
                 return None;
             }
-            let passed_ns = self.passed_ns(elapsed);
-            (self.rate > 0 && passed_ns < SPAN_NS).then(|| (self.ns + passed_ns).max(self.floor_ns))
+            let passed_ns = (elapsed * self.rate) >> 32;
+            (passed_ns < SPAN_NS).then(|| self.ns + passed_ns)
         }
 
         /// What takes this one's place once the kernel has said the time at a later tick, if that tells a rate.
         fn followed_by(&self, ticks: u64, ns: u64) -> Option<Self> {
             let (elapsed, passed_ns) = (ticks.wrapping_sub(self.ticks), ns.saturating_sub(self.ns));
-            if self.ns > 0 && passed_ns < SPAN_NS {
+            if self.ns == 0 {
+                return Some(Self { ticks, ns, rate: 0 });
+            }
+            if passed_ns < SPAN_NS {
                 return None;
             }
-            let rate = u128::from(passed_ns) << 32;
-            let rate = rate.checked_div(u128::from(elapsed)).and_then(|rate| u64::try_from(rate).ok());
-            // A tick is a tenth of a nanosecond to ten: else one of the clocks was set.
-            let is_sane = |rate: &u64| self.ns > 0 && (1 << 28..10 << 32).contains(rate);
-            let rate = rate.filter(is_sane).unwrap_or_default();
-            let said_ns = if elapsed < MOST_TICKS { self.ns + self.passed_ns(elapsed) } else { 0 };
-            let floor_ns = said_ns.max(self.floor_ns).min(ns + AHEAD_NS);
-            Some(Self { ticks, ns, rate, floor_ns })
+            let rate = (u128::from(passed_ns) << 32).checked_div(u128::from(elapsed));
+            let rate = rate.and_then(|rate| u64::try_from(rate).ok());
+            Some(Self { ticks, ns, rate: rate.filter(|rate| SANE.contains(rate)).unwrap_or_default() })
         }
     }
 
+    /// The time, as far as it may be said when this was said before.
+    #[inline]
+    fn not_before(said_ns: u64, ns: u64) -> u64 {
+        if (ns..=ns + AHEAD_NS).contains(&said_ns) { said_ns } else { ns }
+    }
+
     thread_local! {
-        static ANCHOR: Cell<Anchor> = const { Cell::new(Anchor { ticks: 0, ns: 0, rate: 0, floor_ns: 0 }) };
+        static ANCHOR: Cell<Anchor> = const { Cell::new(Anchor::NONE) };
+        static SAID: Cell<u64> = const { Cell::new(0) };
     }
 
     fn ticks() -> u64 {
@@ -85,7 +88,10 @@ mod counter {
 
     #[inline]
     pub(super) fn now_ns() -> u64 {
-        ANCHOR.with(|anchor| anchor.get().at(ticks()).unwrap_or_else(|| look(anchor)))
+        let ns = ANCHOR.with(|anchor| anchor.get().at(ticks()).unwrap_or_else(|| look(anchor)));
+        let ns = not_before(SAID.get(), ns);
+        SAID.set(ns);
+        ns
     }
 
     #[cold]
@@ -101,7 +107,7 @@ mod counter {
         {
             anchor.set(next);
         }
-        ns.max(anchor.get().floor_ns)
+        ns
     }
 
     /// Whether the kernel found the counter steady, and the same on all processors.
@@ -117,7 +123,7 @@ mod counter {
 
         /// Two ticks a nanosecond, and a millisecond after the first look.
         fn anchor() -> Anchor {
-            let first = Anchor::default().followed_by(10_000, 5_000).unwrap();
+            let first = Anchor::NONE.followed_by(10_000, 5_000).unwrap();
             assert!(first.at(10_001).is_none(), "no rate is known yet");
             assert!(first.followed_by(12_000, 6_000).is_none(), "too soon to tell");
             first.followed_by(2_010_000, 1_005_000).unwrap()
@@ -135,16 +141,18 @@ mod counter {
         }
 
         #[test]
-        fn it_does_not_go_back_where_the_kernels_clock_is_behind() {
-            // The counter has run fast by 100 ns.
-            let next = anchor().followed_by(2_010_000 + 2_000_200, 2_005_000).unwrap();
-            assert_eq!(next.at(next.ticks), Some(2_005_100));
-            assert_eq!(next.at(next.ticks + 400), Some(2_005_199));
-            // But if one of them was set it follows the kernel's.
-            let next = anchor().followed_by(2_010_000 + (1 << 40), 2_005_000).unwrap();
-            assert!(next.rate == 0 && next.floor_ns <= 2_005_000 + AHEAD_NS);
-            let stopped = anchor().followed_by(2_010_000, 9_005_000).unwrap();
-            assert_eq!(stopped.rate, 0);
+        fn a_clock_that_was_set_is_followed() {
+            assert_eq!(anchor().followed_by(2_010_000 + (1 << 40), 2_005_000).unwrap().rate, 0);
+            assert_eq!(anchor().followed_by(2_010_000, 9_005_000).unwrap().rate, 0, "the counter stands still");
+            let back = anchor().followed_by(0, 2_005_000).unwrap();
+            assert_eq!((back.ticks, back.rate), (0, 0), "the counter was set back");
+        }
+
+        #[test]
+        fn what_was_said_is_not_taken_back_unless_it_was_far_off() {
+            assert_eq!(not_before(5_000, 5_100), 5_100);
+            assert_eq!(not_before(5_100, 5_000), 5_100);
+            assert_eq!(not_before(5_001 + AHEAD_NS, 5_000), 5_000);
         }
     }
 }

@@ -43,16 +43,24 @@ pub(super) struct Inbox {
     stage: Box<[u8]>,
     staged: Range<usize>,
     body: Option<Body>,
+    /// The next header is the first since nothing was staged.
+    first: bool,
+    /// The stage could not hold the body behind the last such header. The next header is received alone then: its body needs no
+    /// copy.
+    large: bool,
 }
 
 impl Inbox {
     /// An empty one.
     pub(super) fn new() -> Self {
-        Self { stage: vec![0; STAGE_BYTES].into(), staged: 0..0, body: None }
+        Self { stage: vec![0; STAGE_BYTES].into(), staged: 0..0, body: None, first: true, large: false }
     }
 
     /// Puts a body into its region if all of it is staged; says whether it was.
     pub(super) fn deliver(&mut self, region: &Region, range: &Range<usize>) -> Result<bool, InboxError> {
+        if std::mem::take(&mut self.first) {
+            self.large = range.len() > STAGE_BYTES;
+        }
         let whole = self.staged.start..self.staged.start + range.len();
         if whole.end > self.staged.end {
             return Ok(false);
@@ -108,7 +116,13 @@ impl Inbox {
         let whole = self.body.as_ref().is_none_or(|body| body.left.len() <= limit);
         let direct = body.as_ref().map_or(0, |(_, range)| range.len());
         // The stage only takes what comes after the whole body.
-        let stage = if whole { &mut self.stage[self.staged.end..] } else { &mut [][..] };
+        let room = match &self.body {
+            None if self.large => HEADER_BYTES,
+            _ if whole => self.stage.len(),
+            _ => self.staged.end,
+        };
+        self.first |= self.body.is_none() && self.staged.is_empty();
+        let stage = &mut self.stage[self.staged.end..room];
         let asked = direct + stage.len();
         let count = socket::receive(socket, body, stage)?;
         if let Some(body) = &mut self.body {

@@ -3,9 +3,10 @@
 //! Where the target's lines are in this core's caches, or in one that it shares with the peer's core, plain stores are
 //! fastest. Where they are not, because the peer has read the last transfer to the same place and sits apart, plain stores
 //! fetch every line before they overwrite it, and non-temporal stores are up to three times as fast. Which it is cannot be
-//! known beforehand, so a large copy begins plainly and looks at the clock: what was slower than non-temporal stores are on
-//! this machine goes on with those. A smaller one goes by how the thread's last fared. `rep movsb` never won;
-//! `docs/benchmarks.md` has the figures.
+//! known beforehand, and what one copy takes depends on how the one before it went. So of large copies of about one size a few
+//! go each way now and then, and the others as the better of the two; a smaller one goes plainly until that is slower than non-temporal
+//! stores are on this machine, and by those for a while.
+//! `rep movsb` never won; `docs/benchmarks.md` has the figures.
 
 use std::ptr;
 
@@ -47,12 +48,16 @@ mod streaming {
 
     /// Bytes that are copied plainly to see how that goes: more than the store buffer and the prefetchers' start hide.
     const PROBE: usize = 16 << 10;
-    /// Copies of so many bytes begin plainly; smaller ones are of one kind.
+    /// Copies of so many bytes go by what was tried.
     const LARGE: usize = 4 * PROBE;
     /// Smaller copies are always plain.
     pub(super) const SMALLEST: usize = 4 << 10;
     /// Smaller copies that go one way before plain stores are tried again.
     const HABIT: u32 = 32;
+    /// Of so many large copies some are trials.
+    const PERIOD: u32 = 4096;
+    /// Copies that go one way in a row to try it. The first half leaves all slots in the state in which that way leaves them.
+    const TRIAL: u32 = 16;
     /// What takes so many times as long as it should was interrupted, and says nothing.
     const INTERRUPTED: u64 = 16;
     /// Bytes of a step: a cache line.
@@ -69,11 +74,7 @@ mod streaming {
         // SAFETY: the caller's contract, for the first bytes and then for the others.
         unsafe {
             if len >= LARGE {
-                let rest = (source.add(PROBE), target.add(PROBE), len - PROBE);
-                match timed(source, target, PROBE) {
-                    Fared::Slowly => stream(rest.0, rest.1, rest.2),
-                    Fared::Well | Fared::Interrupted => ptr::copy_nonoverlapping(rest.0, rest.1, rest.2),
-                }
+                copy_large(source, target, len);
             } else if habit > 0 {
                 LEFT.set(habit - 1);
                 stream(source, target, len);
@@ -86,6 +87,72 @@ mod streaming {
     thread_local! {
         /// Smaller copies of this thread that will go past the caches.
         static LEFT: Cell<u32> = const { Cell::new(0) };
+        /// Large ones, by size: each class is of twice the size of the one before it, and the last of all that are larger.
+        static LARGE_ONES: [Cell<Experience>; 12] = const { [const { Cell::new(Experience::NONE) }; 12] };
+    }
+
+    /// How large copies of about one size go.
+    #[derive(Clone, Copy, Debug)]
+    struct Experience {
+        /// Since the last trials began.
+        copies: u32,
+        /// The least that one of a trial took, in ticks a KiB: plainly, and past the caches.
+        least: [u64; 2],
+    }
+
+    impl Experience {
+        const NONE: Self = Self { copies: 0, least: [u64::MAX; 2] };
+
+        /// Whether the next copy goes past the caches.
+        fn streams(&self) -> bool {
+            match self.copies / TRIAL {
+                0 => false,
+                1 => true,
+                _ => self.least[1] < self.least[0],
+            }
+        }
+
+        /// Whether it is to be timed.
+        fn is_timed(&self) -> bool {
+            self.copies < 2 * TRIAL && self.copies % TRIAL >= TRIAL / 2
+        }
+
+        /// A copy is over, which took so long if it was timed.
+        fn count(&mut self, len: usize, ticks: u64) {
+            if self.is_timed() {
+                let least = &mut self.least[usize::from(self.streams())];
+                *least = (*least).min(ticks * 1024 / len as u64);
+            }
+            self.copies += 1;
+            if self.copies == PERIOD {
+                *self = Self::NONE;
+            }
+        }
+    }
+
+    /// Copies in the way that was found better.
+    ///
+    /// # Safety
+    /// As for `ptr::copy_nonoverlapping`.
+    unsafe fn copy_large(source: *const u8, target: *mut u8, len: usize) {
+        LARGE_ONES.with(|classes| {
+            let class = &classes[((len / LARGE).max(1).ilog2() as usize).min(classes.len() - 1)];
+            let mut experience = class.get();
+            // SAFETY: the counter is always there.
+            let ticks = || if experience.is_timed() { unsafe { _rdtsc() } } else { 0 };
+            let before = ticks();
+            // SAFETY: the caller's contract.
+            unsafe {
+                if experience.streams() {
+                    stream(source, target, len);
+                } else {
+                    ptr::copy_nonoverlapping(source, target, len);
+                }
+            }
+            let took = ticks().wrapping_sub(before);
+            experience.count(len, took);
+            class.set(experience);
+        });
     }
 
     #[derive(PartialEq)]
@@ -174,6 +241,23 @@ mod streaming {
                 unsafe { stream(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
                 assert_eq!(target[to..to + len], source[from..from + len]);
                 assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
+            }
+        }
+
+        #[test]
+        fn large_copies_go_the_way_that_trials_find_better() {
+            let mut experience = Experience::NONE;
+            for (plain_ticks, stream_ticks) in [(1000, 2000), (2000, 1000), (1000, 1000)] {
+                let mut streamed = 0;
+                for copy in 0..PERIOD {
+                    let streams = experience.streams();
+                    streamed += u32::from(streams);
+                    // The first of each trial, and one that was interrupted, are not what counts.
+                    let odd = if copy % TRIAL < TRIAL / 2 || copy % TRIAL == TRIAL - 2 { 9 } else { 1 };
+                    experience.count(LARGE, 64 * odd * if streams { stream_ticks } else { plain_ticks });
+                }
+                let expected = if stream_ticks < plain_ticks { PERIOD - TRIAL } else { TRIAL };
+                assert_eq!(streamed, expected, "{plain_ticks} against {stream_ticks}");
             }
         }
 

@@ -21,4 +21,4 @@ pub use ucx::{Ucx, UcxTest};
 pub(crate) use bounce::beside;
 
 /// Rounds in which ours and the peers take turns.
-pub(crate) const ROUNDS: usize = 3;
+pub(crate) const ROUNDS: usize = 5;

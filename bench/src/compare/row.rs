@@ -1,11 +1,12 @@
 //! What comparing found, in JSON and as lines of a table.
 
+use super::turns::{self, Rounds};
 use crate::transport::Mode;
 use serde::Serialize;
 use std::fmt;
 use stepmesh_transport::Provider;
 
-/// One peer next to ours, at one size. Both figures are the smallest of the medians of the rounds.
+/// One peer next to ours, at one size: the medians of the round with the middle ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     /// The peer and what of it: `ucx_put`.
@@ -26,18 +27,21 @@ pub struct Comparison {
     pub ours_p50_us: f64,
     /// Ours / the peer's.
     pub ratio: f64,
+    /// Ours and the peer's of every round, in microseconds.
+    pub rounds: Vec<[f64; 2]>,
 }
 
 impl Comparison {
-    /// Of the round trips of ours and of the peer, in microseconds.
+    /// Of the rounds of ours and of the peer's.
     pub(super) fn new(
         peer: &str,
         version: &str,
         provider: Provider,
         mode: Mode,
         [bytes, reply_bytes]: [usize; 2],
-        [ours_p50_us, peer_p50_us]: [f64; 2],
+        rounds: Rounds,
     ) -> Self {
+        let [ours_p50_us, peer_p50_us] = turns::middle(&rounds);
         Self {
             peer: peer.into(),
             version: version.into(),
@@ -48,6 +52,7 @@ impl Comparison {
             peer_p50_us,
             ours_p50_us,
             ratio: ours_p50_us / peer_p50_us,
+            rounds,
         }
     }
 }

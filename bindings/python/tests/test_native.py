@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -70,12 +71,13 @@ class Pair:
         assert not self.failures, self.failures
 
 
-@pytest.mark.parametrize("progress", ["caller", "thread"])
-def test_a_batch_is_released_by_the_policy_of_its_own_call(progress):
+@contextlib.contextmanager
+def two_and_one(transport: str, progress: str):
+    """An FFN instance and two attention instances, by rank, all there."""
     spec = [stepmesh.PartSpec(8, 1)]
     with stepmesh.Scheduler(attention=2, ffn=1) as scheduler:
         options = stepmesh.Options(
-            scheduler.url, stepmesh.Layout(spec, spec, microbatches=1), transport="tcp", progress=progress
+            scheduler.url, stepmesh.Layout(spec, spec, microbatches=1), transport=transport, progress=progress
         )
         meshes: list[stepmesh.AttentionMesh] = [None, None]  # type: ignore[list-item]
 
@@ -90,81 +92,70 @@ def test_a_batch_is_released_by_the_policy_of_its_own_call(progress):
             ffn.wait_complete()
             for thread in joining:
                 thread.join()
-
-            def push(rank: int, group: int) -> stepmesh.Ticket:
-                return meshes[rank].push_pull(meshes[rank].acquire(0, timeout=5), [], group=group)
-
-            for step in range(40):
-                # Whoever is there, one by one, and then nobody without the other.
-                tickets = [push(rank, 2 * step) for rank in range(2)]
-                answered = 0
-                while answered < 2:
-                    for mesh in meshes:
-                        mesh.poll()
-                    if (batch := ffn.next_batch("any", timeout=0.01)) is not None:
-                        answered += len(batch)
-                        ffn.respond(batch)
-                for _ in range(20):
-                    ffn.poll()
-                for mesh, ticket in zip(meshes, tickets):
-                    while not mesh.test(ticket):
-                        ffn.poll()
-                    mesh.wait(ticket)
-                first = push(0, 2 * step + 1)
-                for _ in range(20):
-                    meshes[0].poll()
-                    assert ffn.next_batch("all", timeout=0.0) is None, step
-                second = push(1, 2 * step + 1)
-                while (batch := ffn.next_batch("all", timeout=0.01)) is None:
-                    meshes[1].poll()
-                assert len(batch) == 2, step
-                ffn.respond(batch)
-                for mesh, ticket in zip(meshes, (first, second)):
-                    while not mesh.test(ticket):
-                        ffn.poll()
-                    mesh.wait(ticket)
+            yield ffn, meshes
             for mesh in meshes:
                 mesh.close()
 
 
 @pytest.mark.parametrize("progress", ["caller", "thread"])
-def test_a_batch_is_released_when_its_deadline_has_passed(progress):
-    spec = [stepmesh.PartSpec(8, 1)]
-    with stepmesh.Scheduler(attention=2, ffn=1) as scheduler:
-        options = stepmesh.Options(scheduler.url, stepmesh.Layout(spec, spec, microbatches=1), progress=progress)
-        meshes: list[stepmesh.AttentionMesh] = []
+def test_a_batch_is_released_by_the_policy_of_its_own_call(progress):
+    with two_and_one("tcp", progress) as (ffn, meshes):
 
-        def join() -> None:
-            meshes.append(stepmesh.AttentionMesh(options))
-            meshes[-1].wait_complete()
+        def push(rank: int, group: int) -> stepmesh.Ticket:
+            return meshes[rank].push_pull(meshes[rank].acquire(0, timeout=5), [], group=group)
 
-        joining = [threading.Thread(target=join) for _ in range(2)]
-        for thread in joining:
-            thread.start()
-        with stepmesh.FfnMesh(options) as ffn:
-            ffn.wait_complete()
-            for thread in joining:
-                thread.join()
-
-            def push(mesh: stepmesh.AttentionMesh, group: int) -> stepmesh.Ticket:
-                return mesh.push_pull(mesh.acquire(0, timeout=5), [], group=group)
-
-            # Once both take part, either is waited for.
-            tickets = [(mesh, push(mesh, 0)) for mesh in meshes]
-            ffn.respond(ffn.next_batch(("at_least", 2), timeout=20))
-            for mesh, ticket in tickets:
+        for step in range(40):
+            # Whoever is there, one by one, and then nobody without the other.
+            tickets = [push(rank, 2 * step) for rank in range(2)]
+            answered = 0
+            while answered < 2:
+                for mesh in meshes:
+                    mesh.poll()
+                if (batch := ffn.next_batch("any", timeout=0.01)) is not None:
+                    answered += len(batch)
+                    ffn.respond(batch)
+            for _ in range(20):
+                ffn.poll()
+            for mesh, ticket in zip(meshes, tickets):
+                while not mesh.test(ticket):
+                    ffn.poll()
                 mesh.wait(ticket)
-            took = []
-            for group in range(1, 30):
-                ticket = push(meshes[0], group)
-                began = time.monotonic()
-                ffn.respond(ffn.next_batch(("deadline", 0.005), timeout=20))
-                took.append(time.monotonic() - began)
-                meshes[0].wait(ticket)
-            # Whoever waits looks around now and then in any case.
-            assert min(took) < 0.015, took
-            for mesh in meshes:
-                mesh.close()
+            first = push(0, 2 * step + 1)
+            for _ in range(20):
+                meshes[0].poll()
+                assert ffn.next_batch("all", timeout=0.0) is None, step
+            second = push(1, 2 * step + 1)
+            while (batch := ffn.next_batch("all", timeout=0.01)) is None:
+                meshes[1].poll()
+            assert len(batch) == 2, step
+            ffn.respond(batch)
+            for mesh, ticket in zip(meshes, (first, second)):
+                while not mesh.test(ticket):
+                    ffn.poll()
+                mesh.wait(ticket)
+
+
+@pytest.mark.parametrize("progress", ["caller", "thread"])
+def test_a_batch_is_released_when_its_deadline_has_passed(progress):
+    with two_and_one("shm", progress) as (ffn, meshes):
+
+        def push(mesh: stepmesh.AttentionMesh, group: int) -> stepmesh.Ticket:
+            return mesh.push_pull(mesh.acquire(0, timeout=5), [], group=group)
+
+        # Once both take part, either is waited for.
+        tickets = [(mesh, push(mesh, 0)) for mesh in meshes]
+        ffn.respond(ffn.next_batch(("at_least", 2), timeout=20))
+        for mesh, ticket in tickets:
+            mesh.wait(ticket)
+        took = []
+        for group in range(1, 30):
+            ticket = push(meshes[0], group)
+            began = time.monotonic()
+            ffn.respond(ffn.next_batch(("deadline", 0.005), timeout=20))
+            took.append(time.monotonic() - began)
+            meshes[0].wait(ticket)
+        # Whoever waits looks around now and then in any case.
+        assert min(took) < 0.015, took
 
 
 @pytest.fixture(params=[("shm", "caller"), ("shm", "thread"), ("tcp", "caller"), ("tcp", "thread")], ids="-".join)

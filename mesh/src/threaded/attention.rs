@@ -1,11 +1,12 @@
 //! The attention side with a progress thread: the verbs of [`AttentionMesh`], from the application's thread.
 
 use super::engine::{Driven, Engine, ProgressOptions};
+use crate::member::Member;
 use crate::{AttentionMesh, MeshError, MeshEvent, Replies, Request, SendBuffer, Ticket, TicketStatus};
 use crossbeam_queue::ArrayQueue;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stepmesh_proto::control::from_member;
 use stepmesh_transport::Waker;
 
@@ -43,20 +44,12 @@ impl Drop for OwnedReply {
 }
 
 impl Driven for AttentionMesh {
+    fn member(&mut self) -> &mut Member {
+        &mut self.member
+    }
+
     fn poll(&mut self) -> Result<(), MeshError> {
         self.poll()
-    }
-
-    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        self.sleep(deadline)
-    }
-
-    fn waker(&self) -> Waker {
-        self.waker()
-    }
-
-    fn has_events(&self) -> bool {
-        !self.member.events.is_empty()
     }
 
     fn arrived(&self) -> u64 {

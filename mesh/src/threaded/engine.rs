@@ -3,6 +3,7 @@
 
 use super::baton::Baton;
 use crate::MeshError;
+use crate::member::Member;
 use crate::sync::MutexGuard;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::ops::{Deref, DerefMut};
@@ -35,19 +36,13 @@ impl Default for ProgressOptions {
     }
 }
 
-/// A member.
+/// One side of the mesh.
 pub(super) trait Driven: Send + 'static {
+    /// What both sides have.
+    fn member(&mut self) -> &mut Member;
+
     /// Makes progress without blocking.
     fn poll(&mut self) -> Result<(), MeshError>;
-
-    /// Sleeps until the endpoint's event, at most until `deadline`.
-    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError>;
-
-    /// Ends its sleep.
-    fn waker(&self) -> Waker;
-
-    /// Whether there are events.
-    fn has_events(&self) -> bool;
 
     /// Counts what the application may wait for besides events.
     fn arrived(&self) -> u64;
@@ -93,7 +88,7 @@ pub(super) struct Engine<M: Driven> {
 
 /// The member in the application's hands.
 struct Hand<'a, M> {
-    member: Option<MutexGuard<'a, M>>,
+    mesh: Option<MutexGuard<'a, M>>,
     shared: &'a Shared<M>,
 }
 
@@ -102,35 +97,35 @@ impl<M> Deref for Hand<'_, M> {
 
     #[allow(clippy::expect_used, reason = "it is there until the hand is dropped")]
     fn deref(&self) -> &M {
-        self.member.as_ref().expect("held")
+        self.mesh.as_ref().expect("held")
     }
 }
 
 impl<M> DerefMut for Hand<'_, M> {
     #[allow(clippy::expect_used, reason = "as above")]
     fn deref_mut(&mut self) -> &mut M {
-        self.member.as_mut().expect("held")
+        self.mesh.as_mut().expect("held")
     }
 }
 
 impl<M> Drop for Hand<'_, M> {
     fn drop(&mut self) {
-        self.member = None;
+        self.mesh = None;
         self.shared.baton.left(|| self.shared.resume());
     }
 }
 
 impl<M: Driven> Engine<M> {
     /// Starts the thread; it is pinned when this returns.
-    pub(super) fn start(member: M, options: ProgressOptions) -> Result<Self, MeshError> {
+    pub(super) fn start(mut mesh: M, options: ProgressOptions) -> Result<Self, MeshError> {
         let ProgressOptions { name, cpu, spin } = options;
         if name.contains('\0') {
             return Err(TransportError::invalid(format!("a thread cannot be named {name:?}")).into());
         }
-        let waker = member.waker();
+        let waker = mesh.member().waker();
         let call = Arc::new(Call { called: AtomicBool::new(false), waker: waker.clone() });
         let (thread, ended) = (OnceLock::new(), OnceLock::new());
-        let shared = Arc::new(Shared { baton: Baton::new(member), waker, thread, ended });
+        let shared = Arc::new(Shared { baton: Baton::new(mesh), waker, thread, ended });
         let (pinned, is_pinned) = mpsc::sync_channel(1);
         let ending = Ending(shared.clone());
         let body = move || {
@@ -154,8 +149,8 @@ impl<M: Driven> Engine<M> {
     /// The member, also after its end.
     fn look(&self) -> Result<Hand<'_, M>, MeshError> {
         let shared = &*self.shared;
-        let member = shared.baton.take(|| shared.waker.wake(), std::thread::yield_now)?;
-        Ok(Hand { member: Some(member), shared })
+        let mesh = shared.baton.take(|| shared.waker.wake(), std::thread::yield_now)?;
+        Ok(Hand { mesh: Some(mesh), shared })
     }
 
     fn take(&self) -> Result<Hand<'_, M>, MeshError> {
@@ -168,13 +163,13 @@ impl<M: Driven> Engine<M> {
         self.shared.ended.get().map_or(Ok(()), |error| Err(MeshError::Ended(error.clone())))
     }
 
-    fn poll(&self, member: &mut M) -> Result<(), MeshError> {
-        member.poll().map_err(|error| self.shared.end(error))
+    fn poll(&self, mesh: &mut M) -> Result<(), MeshError> {
+        mesh.poll().map_err(|error| self.shared.end(error))
     }
 
     /// What the member is like; none if a thread has panicked with it.
     pub(super) fn peek<T>(&self, look: impl FnOnce(&mut M) -> T) -> Option<T> {
-        self.look().ok().map(|mut member| look(&mut member))
+        self.look().ok().map(|mut mesh| look(&mut mesh))
     }
 
     /// Something that takes no time.
@@ -184,10 +179,10 @@ impl<M: Driven> Engine<M> {
 
     /// The same; what is refused is tried once more when the member has been polled.
     pub(super) fn attempt<T>(&self, call: impl Fn(&mut M) -> Result<T, MeshError>) -> Result<T, MeshError> {
-        let mut member = self.take()?;
-        call(&mut member).or_else(|_| {
-            self.poll(&mut member)?;
-            call(&mut member)
+        let mut mesh = self.take()?;
+        call(&mut mesh).or_else(|_| {
+            self.poll(&mut mesh)?;
+            call(&mut mesh)
         })
     }
 
@@ -200,12 +195,12 @@ impl<M: Driven> Engine<M> {
     ) -> Result<Option<T>, MeshError> {
         let mut since = None;
         // Looked at first, so that what came before the end is given out.
-        let mut member = self.look()?;
+        let mut mesh = self.look()?;
         loop {
             if self.check().is_ok() {
-                self.poll(&mut member)?;
+                self.poll(&mut mesh)?;
             }
-            if let Some(value) = ready(&mut member) {
+            if let Some(value) = ready(&mut mesh) {
                 return Ok(Some(value));
             }
             self.check()?;
@@ -216,8 +211,8 @@ impl<M: Driven> Engine<M> {
                 return Ok(None);
             }
             if !pause(now.duration_since(began), self.spin) {
-                let release = until(&member).unwrap_or(deadline);
-                member.sleep(deadline.min(release)).map_err(|error| self.shared.end(error))?;
+                let release = until(&mesh).unwrap_or(deadline);
+                mesh.member().sleep(deadline.min(release)).map_err(|error| self.shared.end(error))?;
             }
         }
     }
@@ -225,10 +220,10 @@ impl<M: Driven> Engine<M> {
     /// Drives the member until something has arrived or happened since the last call, or somebody wakes it.
     pub(super) fn sleep(&mut self, timeout: Duration) -> Result<(), MeshError> {
         let (call, seen) = (self.call.clone(), self.seen);
-        let news = |member: &mut M| {
-            let arrived = member.arrived();
+        let news = |mesh: &mut M| {
+            let arrived = mesh.arrived();
             let is_called = call.called.swap(false, Ordering::SeqCst);
-            (is_called || member.has_events() || arrived != seen).then_some(arrived)
+            (is_called || !mesh.member().events.is_empty() || arrived != seen).then_some(arrived)
         };
         self.seen = self.wait_for(timeout, news, |_| None)?.unwrap_or(seen);
         Ok(())
@@ -303,18 +298,18 @@ fn run<M: Driven>(shared: &Shared<M>, spin: Duration) -> Result<(), MeshError> {
             busy_at = Instant::now();
             continue;
         }
-        let Some(mut member) = baton.try_take()? else {
+        let Some(mut mesh) = baton.try_take()? else {
             baton.await_departure(|| std::thread::park_timeout(NAP));
             continue;
         };
-        member.poll()?;
+        mesh.poll()?;
         if busy_at.elapsed() >= 2 * spin {
-            baton.sleep_with(&mut *member, |member| member.sleep(Instant::now() + NAP))?;
+            baton.sleep_with(&mut *mesh, |mesh| mesh.member().sleep(Instant::now() + NAP))?;
             // What woke it may be followed by more.
             busy_at = Instant::now();
             continue;
         }
-        drop(member);
+        drop(mesh);
         pause(busy_at.elapsed(), spin);
     }
     Ok(())

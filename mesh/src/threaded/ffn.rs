@@ -1,6 +1,7 @@
 //! The FFN side with a progress thread: the verbs of [`FfnMesh`], from the application's thread.
 
 use super::engine::{Driven, Engine, ProgressOptions};
+use crate::member::Member;
 use crate::{Batch, FfnMesh, MeshError, MeshEvent, PartArray, Policy};
 use std::time::{Duration, Instant};
 use stepmesh_proto::control::from_member;
@@ -13,20 +14,12 @@ pub struct FfnEngine {
 }
 
 impl Driven for FfnMesh {
+    fn member(&mut self) -> &mut Member {
+        &mut self.member
+    }
+
     fn poll(&mut self) -> Result<(), MeshError> {
         self.poll()
-    }
-
-    fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        self.sleep(deadline)
-    }
-
-    fn waker(&self) -> Waker {
-        self.waker()
-    }
-
-    fn has_events(&self) -> bool {
-        !self.member.events.is_empty()
     }
 
     fn arrived(&self) -> u64 {
@@ -78,7 +71,7 @@ impl FfnEngine {
     /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at.
     pub fn next_batch(&mut self, policy: Policy, timeout: Duration) -> Result<Option<Batch>, MeshError> {
         let released = |mesh: &mut FfnMesh| match mesh.try_next_batch(policy) {
-            None if mesh.has_events() => Some(None),
+            None if !mesh.member.events.is_empty() => Some(None),
             batch => batch.map(Some),
         };
         Ok(self.engine.wait_for(timeout, released, |mesh| mesh.next_release(policy))?.flatten())

@@ -7,7 +7,7 @@
 //!                                          └────────┘
 //! ```
 //!
-//! The member is in the hands of one thread at a time ([`baton`]). A call takes it, and one that waits drives it, so that nothing
+//! The member is in the hands of one thread at a time (`baton.rs`). A call takes it, and one that waits drives it, so that nothing
 //! that a call does or waits for passes from thread to thread. While calls come the progress thread looks on; when none has come
 //! for a tenth of a millisecond it drives the member itself, and sleeps with it, so that transfers that need a CPU (over tcp) go on, and
 //! links come and go. In the steady state nothing is allocated, and a call makes no system call of its own unless the progress

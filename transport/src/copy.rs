@@ -37,6 +37,14 @@ pub unsafe fn copy_for_peer(source: *const u8, target: *mut u8, len: usize) {
     unsafe { ptr::copy(source, target, len) }
 }
 
+/// As [`copy_for_peer`], as many bytes as both slices have; returns how many.
+pub fn copy_to_slot(source: &[u8], target: &mut [u8]) -> usize {
+    let bytes = source.len().min(target.len());
+    // SAFETY: both have so many bytes.
+    unsafe { copy_for_peer(source.as_ptr(), target.as_mut_ptr(), bytes) };
+    bytes
+}
+
 #[cfg(target_arch = "x86_64")]
 mod streaming {
     use std::arch::x86_64::{
@@ -56,8 +64,10 @@ mod streaming {
     const HABIT: u32 = 32;
     /// Of so many large copies some are trials.
     const PERIOD: u32 = 4096;
-    /// Copies that go one way in a row to try it. The first half leaves all slots in the state in which that way leaves them.
+    /// Copies that go one way in a row to try it. The first of them leave all slots in the state in which that way leaves them; the
+    /// others are timed, and the middle one counts.
     const TRIAL: u32 = 16;
+    const TIMED: usize = 9;
     /// What takes so many times as long as it should was interrupted, and says nothing.
     const INTERRUPTED: u64 = 16;
     /// Bytes of a step: a cache line.
@@ -96,32 +106,36 @@ mod streaming {
     struct Experience {
         /// Since the last trials began.
         copies: u32,
-        /// The least that one of a trial took, in ticks a KiB: plainly, and past the caches.
-        least: [u64; 2],
+        /// What those that were timed took, in ticks a KiB: plainly, and past the caches. Sorted when a trial is over.
+        took: [[u64; TIMED]; 2],
     }
 
     impl Experience {
-        const NONE: Self = Self { copies: 0, least: [u64::MAX; 2] };
+        const NONE: Self = Self { copies: 0, took: [[0; TIMED]; 2] };
 
         /// Whether the next copy goes past the caches.
         fn streams(&self) -> bool {
             match self.copies / TRIAL {
                 0 => false,
                 1 => true,
-                _ => self.least[1] < self.least[0],
+                _ => self.took[1][TIMED / 2] < self.took[0][TIMED / 2],
             }
         }
 
         /// Whether it is to be timed.
         fn is_timed(&self) -> bool {
-            self.copies < 2 * TRIAL && self.copies % TRIAL >= TRIAL / 2
+            self.copies < 2 * TRIAL && self.copies % TRIAL >= TRIAL - TIMED as u32
         }
 
         /// A copy is over, which took so long if it was timed.
         fn count(&mut self, len: usize, ticks: u64) {
             if self.is_timed() {
-                let least = &mut self.least[usize::from(self.streams())];
-                *least = (*least).min(ticks * 1024 / len as u64);
+                let number = (TRIAL - 1 - self.copies % TRIAL) as usize;
+                let took = &mut self.took[usize::from(self.streams())];
+                took[number] = ticks * 1024 / len as u64;
+                if number == 0 {
+                    took.sort_unstable();
+                }
             }
             self.copies += 1;
             if self.copies == PERIOD {
@@ -253,7 +267,7 @@ mod streaming {
                     let streams = experience.streams();
                     streamed += u32::from(streams);
                     // The first of each trial, and one that was interrupted, are not what counts.
-                    let odd = if copy % TRIAL < TRIAL / 2 || copy % TRIAL == TRIAL - 2 { 9 } else { 1 };
+                    let odd = if copy % TRIAL < 7 || copy % TRIAL >= TRIAL - 2 { 9 } else { 1 };
                     experience.count(LARGE, 64 * odd * if streams { stream_ticks } else { plain_ticks });
                 }
                 let expected = if stream_ticks < plain_ticks { PERIOD - TRIAL } else { TRIAL };

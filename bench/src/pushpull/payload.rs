@@ -6,6 +6,7 @@ use crate::transfer::{HIDDEN, TOP_K};
 use crate::transport::Mode;
 use stepmesh_mesh::{PartSpec, SendBuffer, SlotLayout};
 use stepmesh_proto::{Dtype, Part};
+use stepmesh_transport::copy_to_slot;
 
 /// Elements that share a scale.
 const SCALED: usize = 128;
@@ -80,19 +81,14 @@ impl Tensors {
     /// Copies them into a slot.
     pub(super) fn fill(&self, buffer: &mut SendBuffer) {
         for (index, tensor) in self.0.iter().enumerate() {
-            copy(tensor, buffer.part_mut(index));
+            copy_to_slot(tensor, buffer.part_mut(index));
         }
     }
 
     /// Copies one of them.
     pub(super) fn copy_to(&self, part: usize, target: &mut [u8]) {
-        copy(&self.0[part], target);
+        copy_to_slot(&self.0[part], target);
     }
-}
-
-fn copy(source: &[u8], target: &mut [u8]) {
-    let bytes = source.len().min(target.len());
-    target[..bytes].copy_from_slice(&source[..bytes]);
 }
 
 /// What the application's bytes of a request ask of the FFN instance.

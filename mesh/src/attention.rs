@@ -279,7 +279,7 @@ impl AttentionMesh {
     }
 
     /// Replies that have come, or never will, so far.
-    pub fn replied(&self) -> u64 {
+    pub(crate) fn replied(&self) -> u64 {
         self.tickets.replies()
     }
 

@@ -204,9 +204,8 @@ impl<M: Driven> Engine<M> {
                 return Ok(Some(value));
             }
             self.check()?;
-            let clock = Clock::system();
-            let now = clock.now();
-            let (began, deadline) = *since.get_or_insert_with(|| (now, clock.after(timeout)));
+            let now = Instant::now();
+            let (began, deadline) = *since.get_or_insert_with(|| (now, Clock::system().after(timeout)));
             if now >= deadline {
                 return Ok(None);
             }

@@ -53,8 +53,12 @@ def run(tmp_path: Path):
         pytest.skip("STEPMESH_FAKE_CUDA names no double of the driver")
     (tmp_path / "libcuda.so").symlink_to(DOUBLE)
 
-    def run(program: str, driver: bool = True) -> None:
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path if driver else tmp_path / "nowhere")}
+    def run(program: str, driver: bool = True, copy_us: int = 0) -> None:
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(tmp_path if driver else tmp_path / "nowhere"),
+            "STEPMESH_FAKE_CUDA_COPY_US": str(copy_us),
+        }
         program = (PRELUDE if driver else "import stepmesh\nfrom stepmesh import errors\n") + textwrap.dedent(program)
         subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment)
 
@@ -229,6 +233,30 @@ serving.join()
 worker.close()
 scheduler.close()
 """)
+
+
+def test_a_copy_is_waited_for_and_not_until_the_next_look_at_signals(run):
+    run("""TRANSPORT = "shm"
+""" + FSERVER + """
+def answer(server, handler, tensors, keys):
+    server.respond(tensors, handler, None)
+
+scheduler, done = stepmesh.Scheduler(1, 1), threading.Event()
+serving = threading.Thread(target=serve, args=(scheduler, done, answer))
+serving.start()
+worker = _native.Worker(options(scheduler), 4, 1 << 20, 10.0)
+worker.wait_complete(30.0)
+push, pull, times = Cuda((1024, 256), "float32"), Cuda((1024, 256), "float32"), []
+for _ in range(20):
+    began = time.perf_counter()
+    worker.wait(worker.push_pull([push], [1], [pull], [2], None), 10.0)
+    times.append(time.perf_counter() - began)
+assert sorted(times)[10] < 0.05, times       # A look at signals is due every 0.1 s.
+done.set()
+serving.join()
+worker.close()
+scheduler.close()
+""", copy_us=1000)
 
 
 def test_a_worker_that_leaves_keeps_what_a_stream_may_still_write(run):

@@ -92,10 +92,22 @@ fn run(work: &Receiver<Vec<Operation>>, pending: &AtomicUsize) {
     }
 }
 
+/// How long a copy takes longer than the processor does for it: `STEPMESH_FAKE_CUDA_COPY_US`.
+fn copy_time() -> Duration {
+    static TIME: OnceLock<Duration> = OnceLock::new();
+    *TIME.get_or_init(|| {
+        let us = std::env::var("STEPMESH_FAKE_CUDA_COPY_US").ok().and_then(|us| us.parse().ok());
+        Duration::from_micros(us.unwrap_or(0))
+    })
+}
+
 fn perform(operation: Operation) {
     match operation {
-        // SAFETY: the ranges were checked when the operation was added, and stay until it is over by the driver's contract.
-        Operation::Copy { to, from, len } => unsafe { std::ptr::copy(from as *const u8, to as *mut u8, len) },
+        Operation::Copy { to, from, len } => {
+            std::thread::sleep(copy_time());
+            // SAFETY: the ranges were checked when the operation was added, and stay until it is over by the driver's contract.
+            unsafe { std::ptr::copy(from as *const u8, to as *mut u8, len) }
+        }
         // SAFETY: as above.
         Operation::Set { to, value, len } => unsafe { std::ptr::write_bytes(to as *mut u8, value, len) },
         Operation::Write { to, value, wide } => {

@@ -47,17 +47,27 @@ impl Copies {
     /// is one of this GPU.
     pub(super) unsafe fn start(&mut self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
         self.under_way.insert(gate, pieces.iter().map(|piece| piece.slot.clone()).collect());
-        let gate = self.gates.gate(gate).ok_or_else(|| Failure::Invalid(format!("no gate {gate}")))?;
+        let said = self.gates.gate(gate).ok_or_else(|| Failure::Invalid(format!("no gate {gate}")))?;
         let put = |stream: &Stream| {
             // SAFETY: by the contract.
             let copy = |piece: &Piece| unsafe { stream.copy_between(piece.from as u64, piece.to as u64, piece.bytes) };
             pieces.iter().try_for_each(copy)?;
-            gate.announce(stream)
+            said.announce(stream)
         };
-        match stream {
-            None => Ok(put(&self.own).map_err(TransportError::from)?),
+        let started = match stream {
+            None => put(&self.own).map_err(|error| TransportError::from(error).into()),
             Some(handle) => self.streams.on(handle, put),
+        };
+        if started.is_err() {
+            // Some may be on their way, and nobody will say when they are over.
+            std::mem::forget(self.under_way.remove(&gate));
         }
+        started
+    }
+
+    /// Whether anything has not been seen to be over.
+    pub(super) fn are_under_way(&self) -> bool {
+        !self.under_way.is_empty()
     }
 
     /// Whether what was started with a gate is over; says so once.

@@ -179,12 +179,6 @@ impl Flights {
         }
     }
 
-    /// Whether copies of a GPU's tensors are under way.
-    fn is_copying(&self) -> bool {
-        let copies = |flight: &Flight| matches!(flight.stage, Stage::Filling(..) | Stage::Emptying(_));
-        self.copies.is_some() && self.flights.iter().flatten().any(|(_, flight)| copies(flight))
-    }
-
     pub(super) fn is_outstanding(&self, handler: u64) -> bool {
         self.flights.iter().flatten().any(|(id, _)| *id == handler)
     }
@@ -260,7 +254,7 @@ impl Driven for Flights {
     }
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        if self.is_copying() {
+        if self.copies.as_ref().is_some_and(Copies::are_under_way) {
             rest();
             return Ok(());
         }

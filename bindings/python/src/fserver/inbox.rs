@@ -231,7 +231,7 @@ impl Driven for Inbox {
     }
 
     fn sleep(&mut self, deadline: Instant) -> Result<(), MeshError> {
-        if !self.leaving.is_empty() {
+        if self.copies.as_ref().is_some_and(Copies::are_under_way) {
             rest();
             return Ok(());
         }

@@ -35,7 +35,7 @@ pub mod testing;
 pub mod verbs;
 
 pub use clock::Clock;
-pub use copy::{copy_for_peer, copy_to_slot};
+pub use copy::{copy_for_peer, copy_from_peer, copy_to_slot};
 pub use endpoint::{
     Completion, Descriptor, Device, DeviceOptions, Disconnect, Endpoint, LinkId, LinkSecret, LinkSpec, Op, Properties,
     Provider, Remote, Side, Source, Target, Wake, Waker, Work, WorkError,

@@ -113,7 +113,6 @@ def fserver(side: str, sizes: tuple[int, int], rounds: int, url: str, tensors: s
         DMLC_NUM_SERVER="1",
         STEPMESH_TENSORS=tensors,
         STEPMESH_SPIN_US="1000000",
-        STEPMESH_SLOTS="1",
         STEPMESH_SLOT_BYTES=str(2 << 20),
     )
     if tensors == "torch":

@@ -192,12 +192,12 @@ def push_pull(
 
     Tensors on a GPU (``STEPMESH_BAKCEND=GPU``) are copied behind what is on the current stream, and sent by the call that finds
     them copied; without ``need_event`` they are there already. What changes them is to be put on that stream, too."""
-    return _process.worker.push_pull(push_tensors, push_keys, pull_tensors, pull_keys, _stream(need_event))
+    return _process.worker.push_pull(push_tensors, push_keys, pull_tensors, pull_keys, _stream() if need_event else None)
 
 
-def _stream(need_event: bool) -> int | None:
+def _stream() -> int | None:
     environment = _process.environment
-    if not need_event or environment is None or environment.gpu is None:
+    if environment is None or environment.gpu is None:
         return None
     if _streams.is_capturing(environment.gpu):
         raise InvalidArgument("a captured CUDA graph cannot hold a request of fserver_lib: run this part eagerly")
@@ -247,12 +247,12 @@ def get_batch(timeout_ms: float | None = None) -> list[tuple[int, list[Any], lis
 def respond(tensors: Iterable[Any], handler: int, need_event: bool = False) -> None:
     """Answers a request: one tensor for each of its pulls. As for :func:`push_pull`, those on a GPU are copied behind what is on
     the current stream with ``need_event``, and sent by the call that finds them copied: ``get_batch``, as a rule."""
-    _process.server.respond(tensors, handler, _stream(need_event))
+    _process.server.respond(tensors, handler, _stream() if need_event else None)
 
 
 def respond_vec(ret_buffer: Any, tensors_vec: Iterable[Any], handler_vec: Iterable[int]) -> None:
     """Answers each request i with the first ``tensors_vec[i].size(0)`` rows of ``ret_buffer``."""
-    _process.server.respond_vec(ret_buffer, tensors_vec, list(handler_vec), _stream(True))
+    _process.server.respond_vec(ret_buffer, tensors_vec, list(handler_vec), _stream())
 
 
 def reply_buffers(handler: int) -> list[Any]:

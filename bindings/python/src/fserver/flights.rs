@@ -1,6 +1,7 @@
 //! The requests of a worker: on their way, a slot each, and over, until they are waited for.
 
 use super::copies::{Copies, Piece, rest};
+use super::spare::Spare;
 use super::{now_ns, parts};
 use crate::error::Failure;
 use crate::member::{Attention, Landed};
@@ -85,6 +86,9 @@ pub(super) struct Flights {
     pub(super) next_handler: u64,
     pub(super) sequence: u64,
     pub(super) table: Vec<u8>,
+    pub(super) spare: Spare,
+    /// The slot that was used last.
+    pub(super) last: usize,
 }
 
 impl Flights {
@@ -169,9 +173,11 @@ impl Flights {
     }
 
     fn finish(&mut self, handler: u64, trip: Trip, mut finished: Finished) {
-        // What the GPU has copied meanwhile is there now.
-        let now_ns = now_ns();
-        finished.stamps.iter_mut().filter(|_| self.copies.is_some()).for_each(|stamps| stamps[7] = now_ns);
+        if self.copies.is_some() {
+            // What the GPU has copied meanwhile is there now.
+            let now_ns = now_ns();
+            finished.stamps.iter_mut().for_each(|stamps| stamps[7] = now_ns);
+        }
         self.let_go.extend(trip.pushes.into_iter().chain(trip.pulls));
         self.finished.insert(handler, finished);
         if self.finished.len() > UNCLAIMED {
@@ -193,12 +199,18 @@ impl Flights {
         Ok(self.attention.push_pull(slot, MeshRequest { group, parts: &parts, ..MeshRequest::default() })?)
     }
 
-    /// A slot that is free, if there is one now.
+    /// A slot that is free, if there is one now; the one that was used last only if there is no other.
     pub(super) fn acquire(&mut self) -> Option<Result<SendBuffer, Failure>> {
-        let free = (0..self.flights.len()).filter(|&slot| self.flights[slot].is_none()).collect::<Vec<_>>();
-        for slot in free {
+        let others = (0..self.flights.len()).filter(|&slot| slot != self.last);
+        for slot in others.chain([self.last]) {
+            if self.flights[slot].is_some() {
+                continue;
+            }
             match self.attention.acquire(slot as u16) {
-                Ok(buffer) => return Some(Ok(buffer)),
+                Ok(buffer) => {
+                    self.last = slot;
+                    return Some(Ok(buffer));
+                }
                 Err(MeshError::WouldBlock(_)) => {}
                 Err(error) => return Some(Err(error.into())),
             }
@@ -257,6 +269,10 @@ impl Driven for Flights {
         if self.copies.as_ref().is_some_and(Copies::are_under_way) {
             rest();
             return Ok(());
+        }
+        if self.copies.is_none() && self.filling.is_empty() {
+            // SAFETY: no GPU, and the program writes to slots that are being filled only.
+            unsafe { self.spare.prepare() };
         }
         self.attention.sleep(deadline)
     }

@@ -1,6 +1,7 @@
 //! The requests that have come to a server: in the order that each worker sent them, one of each at a time.
 
 use super::copies::{Copies, rest};
+use super::spare::Spare;
 use super::{now_ns, parts};
 use crate::error::Failure;
 use crate::member::Ffn;
@@ -43,6 +44,8 @@ pub(super) struct Peer {
     /// The number of the request that comes next; none after a new link.
     pub(super) expected: Option<u64>,
     pub(super) stopped: bool,
+    /// For its answers.
+    pub(super) spare: Spare,
     /// It was lost: why, until that has been said, and then nothing until another takes its place.
     pub(super) lost: Option<Option<String>>,
 }
@@ -158,6 +161,7 @@ impl Inbox {
         let name = peer.to_string();
         let peer = &mut self.peers[rank];
         peer.expected = None;
+        peer.spare = Spare::default();
         match lost {
             Some(reason) => {
                 // What of it was not handed out can be answered no more.
@@ -234,6 +238,10 @@ impl Driven for Inbox {
         if self.copies.as_ref().is_some_and(Copies::are_under_way) {
             rest();
             return Ok(());
+        }
+        if self.copies.is_none() && self.handed.is_empty() {
+            // SAFETY: no GPU, and the program writes to the slots of requests that it has in hand only.
+            self.peers.iter_mut().for_each(|peer| unsafe { peer.spare.prepare() });
         }
         self.ffn.sleep(deadline)
     }

@@ -9,6 +9,7 @@ mod flags;
 mod flights;
 mod inbox;
 mod server;
+mod spare;
 mod worker;
 
 pub(crate) use flags::{StreamFlags, add_one, nanosecond, store_flag, wait_flag};

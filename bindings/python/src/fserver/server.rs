@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_embed::{Entry, List, Stamp};
 use stepmesh_mesh::Segment;
-use stepmesh_transport::copy_for_peer;
+use stepmesh_transport::{copy_for_peer, copy_from_peer};
 
 /// Shapes of one key whose tensors are kept.
 const SHAPES: usize = 8;
@@ -366,7 +366,7 @@ impl Server {
             pieces.push(Piece { slot, from: from.as_ptr() as usize, to: landing.view.address, bytes: from.len() });
         } else if !from.is_empty() {
             // SAFETY: the view is held, writable and of this many bytes, and no slot.
-            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), landing.view.address as *mut u8, from.len()) };
+            unsafe { copy_from_peer(from.as_ptr(), landing.view.address as *mut u8, from.len()) };
         }
         Ok((landing.tensor.clone_ref(py), u64::from(push.bytes)))
     }
@@ -439,6 +439,9 @@ impl Server {
             }
             stamp.respond_ns = respond_ns;
             let bytes = list.bytes();
+            if let Some(peer) = inner.peers.get_mut(batch.segments[0].rank()) {
+                peer.spare.used(place, bytes);
+            }
             match &mut inner.copies {
                 Some(copies) if !pieces.is_empty() => {
                     let gate = batch.segments[0].rank() * self.slots + usize::from(batch.microbatch);

@@ -3,6 +3,7 @@
 
 use super::copies::{Copies, Piece};
 use super::flights::{Flight, Flights, REMEMBERED, Stage, Stamps, Trip};
+use super::spare::Spare;
 use super::{layout, now_ns};
 use crate::attention::barrier_group;
 use crate::error::Failure;
@@ -54,6 +55,8 @@ impl Worker {
             next_handler: 1,
             sequence: 0,
             table: Vec::new(),
+            spare: Spare::default(),
+            last: 0,
         };
         let servers = inner.attention.ffn;
         let shared = Shared::new(inner, waker);
@@ -160,6 +163,7 @@ impl Worker {
                 Ok(stage) => stage,
                 Err(error) => return Some(Err(error)),
             };
+            inner.spare.used(place, list.bytes());
             inner.sequence += 1;
             let handler = inner.next_handler;
             let handlers = 1 + (pushes.len() + pulls.len()) as u64;

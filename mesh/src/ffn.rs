@@ -246,7 +246,8 @@ impl FfnMesh {
 
     /// When, with no further arrival, the policy will next release something.
     pub fn next_release(&self, policy: Policy) -> Option<Instant> {
-        self.member.clock.now().checked_add(self.until_release(policy)?)
+        let until = self.until_release(policy)?;
+        self.member.clock.now().checked_add(until)
     }
 
     fn until_release(&self, policy: Policy) -> Option<Duration> {

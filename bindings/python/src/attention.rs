@@ -339,7 +339,7 @@ impl AttentionMesh {
 
     /// Makes progress without waiting.
     fn poll(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(self.shared.wait(py, Duration::ZERO, |_| Some(Ok(()))).map(drop)?)
+        Ok(self.shared.poll(py)?)
     }
 
     /// The next event as a dict, or None after `timeout` seconds.

@@ -13,7 +13,6 @@ use crate::{dtype, process};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use stepmesh_mesh::{Batch as MeshBatch, MeshError, Policy, Segment as MeshSegment, SlotLayout};
 use stepmesh_proto::Dtype;
 use stepmesh_transport::{Waker, copy_for_peer};
@@ -326,7 +325,7 @@ impl FfnMesh {
 
     /// Makes progress without waiting.
     fn poll(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(self.shared.wait(py, Duration::ZERO, |_| Some(Ok(()))).map(drop)?)
+        Ok(self.shared.poll(py)?)
     }
 
     /// The next event as a dict, or None after `timeout` seconds.

@@ -103,7 +103,12 @@ impl<T: Driven + Send + 'static> Shared<T> {
         })?
     }
 
-    /// Polls until `check` gives something, for at most `timeout`; raises what signal handlers raise.
+    /// Makes progress without waiting.
+    pub(crate) fn poll(&self, py: Python<'_>) -> Result<(), Failure> {
+        self.with(py, |inner| Ok(inner.poll()?))
+    }
+
+    /// Looks, and polls until `check` gives something, for at most `timeout`; raises what signal handlers raise.
     pub(crate) fn wait<R: Send>(
         &self,
         py: Python<'_>,
@@ -115,9 +120,11 @@ impl<T: Driven + Send + 'static> Shared<T> {
             None => Some(Err(closed())),
             Some(inner) => check(inner).or_else(|| self.check().err().map(Err)),
         };
-        let first = |slot: &mut Slot<T>| match slot.poll() {
-            Ok(()) => look(slot),
-            Err(error) => Some(Err(error.into())),
+        let first = |slot: &mut Slot<T>| {
+            look(slot).or_else(|| match slot.poll() {
+                Ok(()) => look(slot),
+                Err(error) => Some(Err(error.into())),
+            })
         };
         if let Some(Some(found)) = self.turnstile.try_with(first)? {
             return found.map(Some);

@@ -6,6 +6,7 @@ use super::{now_ns, parts};
 use crate::error::Failure;
 use crate::member::Ffn;
 use pyo3::prelude::*;
+use rustc_hash::FxHashMap;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 use stepmesh_embed::{Driven, Entry, Reply, Request, Stamp};
@@ -70,7 +71,7 @@ pub(super) struct Inbox {
     /// Tensors that were copied; let go of with the interpreter's lock in hand.
     pub(super) let_go: Vec<Py<PyAny>>,
     pub(super) peers: Vec<Peer>,
-    pub(super) handed: HashMap<u64, Handed>,
+    pub(super) handed: FxHashMap<u64, Handed>,
     pub(super) next_handler: u64,
     /// Bytes of the registered place of a worker's key.
     pub(super) registered: HashMap<(usize, u64), usize>,

@@ -14,7 +14,9 @@ use crate::view::{View, view_near};
 use crate::{dtype, ffn};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
-use std::collections::{HashMap, VecDeque};
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+use std::collections::hash_map::{self, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_embed::{Entry, List, Stamp};
@@ -85,7 +87,7 @@ impl Server {
             copies,
             leaving: Vec::new(),
             let_go: Vec::new(),
-            handed: HashMap::new(),
+            handed: FxHashMap::default(),
             next_handler: 1,
             registered: HashMap::new(),
             table: Vec::new(),
@@ -170,7 +172,9 @@ impl Server {
                 }
             }
         }
-        self.bring(py, &pieces)?;
+        if self.gpu.is_some() {
+            self.bring(py, &pieces)?;
+        }
         PyList::new(py, entries).map(Some)
     }
 
@@ -387,7 +391,8 @@ impl Server {
         let on_gpu = given.iter().filter(|(view, ..)| view.gpu.is_some());
         let mut keepers: Vec<_> = on_gpu.filter_map(|(view, ..)| view.keeper(py)).collect();
         self.shared.with(py, |inner| {
-            let handed = inner.handed.get(&handler).ok_or_else(|| unknown(handler))?;
+            let hash_map::Entry::Occupied(found) = inner.handed.entry(handler) else { return Err(unknown(handler)) };
+            let handed = found.get();
             if handed.pulls.len() != given.len() {
                 return Err(Failure::Invalid(format!(
                     "tensors: {} for {} pulls of handler {handler}",
@@ -411,9 +416,7 @@ impl Server {
                     )));
                 }
             }
-            let Some(Handed { mut batch, pulls, mut stamp }) = inner.handed.remove(&handler) else {
-                return Err(unknown(handler));
-            };
+            let Handed { mut batch, pulls, mut stamp } = found.remove();
             let mut list = List::default();
             let mut entries = Vec::with_capacity(pulls.len());
             let mut pieces = Vec::new();

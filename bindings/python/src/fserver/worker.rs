@@ -13,7 +13,8 @@ use crate::tensor::Tensor;
 use crate::view::{View, view_near};
 use crate::{attention, dtype};
 use pyo3::prelude::*;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stepmesh_embed::{Entry, List, Request};
@@ -31,7 +32,7 @@ pub(crate) struct Worker {
     servers: usize,
     slot_bytes: usize,
     slot_timeout: Duration,
-    keys: Mutex<HashMap<(bool, u64), Meaning>>,
+    keys: Mutex<FxHashMap<(bool, u64), Meaning>>,
     /// Where tensors may be.
     gpu: Option<u32>,
 }

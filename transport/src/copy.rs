@@ -155,7 +155,8 @@ mod streaming {
     /// # Safety
     /// As for `ptr::copy_nonoverlapping`; at least [`SMALLEST`] bytes.
     pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
-        let fetch = fetch_ticks();
+        // Of a large one the reader takes the beginning while the end is written, or finds it in no cache of its own anyway.
+        let fetch = if len < LARGE { fetch_ticks() } else { 0 };
         EXPERIENCES.with(|classes| {
             let class = &classes[((len / SMALLEST).max(1).ilog2() as usize).min(classes.len() - 1)];
             let mut experience = class.get();

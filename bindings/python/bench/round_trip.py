@@ -6,8 +6,8 @@ native API in place, fserver_lib with tensors of the program's, and NIXL's Pytho
 Nobody reads or makes the payload while the clock runs; that it arrives is checked once before. A figure is the median of a
 turn's cycles; of several turns the smallest counts, and the range is beside it. What is not installed is left out.
 
-Where there is a C compiler, fserver_lib's four copies are taken alone, too (copies.c), plainly and, into slots, past the caches;
-and what the quicker of them and the native cycle come to together: below that no fserver_lib with tensors of the program's can be on the machine.
+Where there is a C compiler, fserver_lib's four copies are taken alone, too (copies.c), through one slot each way, plainly and past
+the caches; and what the quicker of them and the native cycle come to together.
 """
 
 from __future__ import annotations

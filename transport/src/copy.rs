@@ -39,7 +39,8 @@ pub unsafe fn copy_for_peer(source: *const u8, target: *mut u8, len: usize) {
     unsafe { ptr::copy(source, target, len) }
 }
 
-/// Copies `len` bytes that a peer has written.
+/// Copies `len` bytes that a peer has written. Not by `rep movsb`, as the C library does from 2 KiB on: where source and target are
+/// not aligned alike, that takes twice as long (14336 B between cores that share a cache: 0.66 and 0.36 µs).
 ///
 /// # Safety
 /// As for `ptr::copy_nonoverlapping`.
@@ -181,23 +182,12 @@ mod streaming {
     ///
     /// # Safety
     /// As for `ptr::copy_nonoverlapping`.
-    unsafe fn stream(mut source: *const u8, mut target: *mut u8, mut len: usize) {
+    unsafe fn stream(source: *const u8, target: *mut u8, len: usize) {
         let head = target.align_offset(LINE).min(len);
-        // SAFETY: the caller's contract: never are more than the `len` bytes that are left read or written. A line is
-        // stored at a multiple of its size. Prefetching an address does not access it.
+        // SAFETY: the caller's contract, for the first bytes and then for the others, whose target is a multiple of a line's size.
         unsafe {
             ptr::copy_nonoverlapping(source, target, head);
-            (source, target, len) = (source.add(head), target.add(head), len - head);
-            while len >= LINE {
-                _mm_prefetch::<_MM_HINT_T0>(source.wrapping_add(AHEAD).cast());
-                let (from, to) = (source.cast::<__m128i>(), target.cast::<__m128i>());
-                let line = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
-                for (i, part) in line.into_iter().enumerate() {
-                    _mm_stream_si128(to.add(i), part);
-                }
-                (source, target, len) = (source.add(LINE), target.add(LINE), len - LINE);
-            }
-            ptr::copy_nonoverlapping(source, target, len);
+            by_lines::<true>(source.add(head), target.add(head), len - head);
             _mm_sfence();
         }
     }
@@ -206,7 +196,15 @@ mod streaming {
     ///
     /// # Safety
     /// As for `ptr::copy_nonoverlapping`.
-    pub(super) unsafe fn fetch(mut source: *const u8, mut target: *mut u8, mut len: usize) {
+    pub(super) unsafe fn fetch(source: *const u8, target: *mut u8, len: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { by_lines::<false>(source, target, len) }
+    }
+
+    /// # Safety
+    /// As for `ptr::copy_nonoverlapping`; `PAST` the caches the target is a multiple of a line's size.
+    #[inline]
+    unsafe fn by_lines<const PAST: bool>(mut source: *const u8, mut target: *mut u8, mut len: usize) {
         // SAFETY: the caller's contract: never are more than the `len` bytes that are left read or written. Prefetching an
         // address does not access it.
         unsafe {
@@ -215,7 +213,11 @@ mod streaming {
                 let (from, to) = (source.cast::<__m128i>(), target.cast::<__m128i>());
                 let line = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
                 for (i, part) in line.into_iter().enumerate() {
-                    _mm_storeu_si128(to.add(i), part);
+                    if PAST {
+                        _mm_stream_si128(to.add(i), part);
+                    } else {
+                        _mm_storeu_si128(to.add(i), part);
+                    }
                 }
                 (source, target, len) = (source.add(LINE), target.add(LINE), len - LINE);
             }

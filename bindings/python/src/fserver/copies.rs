@@ -46,8 +46,8 @@ impl Copies {
     /// The pieces are as [`Stream::copy_between`] wants them, until the gate has said so; their slots are kept until then. The stream
     /// is one of this GPU.
     pub(super) unsafe fn start(&mut self, stream: Option<usize>, gate: usize, pieces: &[Piece]) -> Result<(), Failure> {
-        self.under_way.insert(gate, pieces.iter().map(|piece| piece.slot.clone()).collect());
         let said = self.gates.gate(gate).ok_or_else(|| Failure::Invalid(format!("no gate {gate}")))?;
+        self.under_way.insert(gate, pieces.iter().map(|piece| piece.slot.clone()).collect());
         let put = |stream: &Stream| {
             // SAFETY: by the contract.
             let copy = |piece: &Piece| unsafe { stream.copy_between(piece.from as u64, piece.to as u64, piece.bytes) };

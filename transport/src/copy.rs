@@ -90,7 +90,7 @@ mod streaming {
 
     /// Smaller copies are always plain.
     pub(super) const SMALLEST: usize = 4 << 10;
-    /// What is smaller than this its reader finds in a cache, unless it was copied past them.
+    /// What is smaller than this its reader finds in a cache, unless it was copied past the caches.
     pub(super) const LARGE: usize = 64 << 10;
     /// Smaller ones are fetched plainly.
     pub(super) const SMALLEST_FETCH: usize = 512;
@@ -156,7 +156,7 @@ mod streaming {
     /// # Safety
     /// As for `ptr::copy_nonoverlapping`; at least [`SMALLEST`] bytes.
     pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
-        // Of a large one the reader takes the beginning while the end is written, or finds it in no cache of its own anyway.
+        // What is large its reader seldom finds in a cache, and where many follow one another it reads while the next is copied.
         let fetch = if len < LARGE { fetch_ticks() } else { 0 };
         EXPERIENCES.with(|classes| {
             let class = &classes[((len / SMALLEST).max(1).ilog2() as usize).min(classes.len() - 1)];

@@ -141,14 +141,15 @@ impl Arrivals {
             return None;
         }
         let mut oldest: Option<(u64, Released)> = None;
-        for (index, seat) in self.seats.iter().enumerate() {
-            let Some(waiting) = seat.waiting else { continue };
-            let slot = (index / self.ranks) as u16;
-            if oldest.is_none_or(|(order, _)| waiting.order < order)
-                && wanted(slot)
-                && self.is_ready(slot, seat.latest, waiting.since_ns, policy, now_ns)
-            {
-                oldest = Some((waiting.order, Released { slot, group: seat.latest }));
+        for (slot, seats) in (0..).zip(self.seats.chunks(self.ranks.max(1))) {
+            for seat in seats {
+                let Some(waiting) = seat.waiting else { continue };
+                if oldest.is_none_or(|(order, _)| waiting.order < order)
+                    && wanted(slot)
+                    && self.is_ready(slot, seat.latest, waiting.since_ns, policy, now_ns)
+                {
+                    oldest = Some((waiting.order, Released { slot, group: seat.latest }));
+                }
             }
         }
         let (_, released) = oldest?;

@@ -134,17 +134,17 @@ impl AttentionMesh {
         while let Some(end) = self.member.ended.pop_front() {
             self.tickets.link_ended(end.rank, &TicketFailure::PeerLost { peer: end.peer, reason: end.reason });
         }
-        let mut arrivals = std::mem::take(&mut self.member.arrivals);
-        for arrival in arrivals.drain(..) {
+        while let Some(arrival) = self.member.arrivals.pop_front() {
             self.land(arrival);
         }
-        self.member.arrivals = arrivals;
-        self.finish_drains();
+        if !self.member.is_settled {
+            self.finish_drains();
+        }
         Ok(())
     }
 
     fn land(&mut self, arrival: Arrival) {
-        let Some(link) = self.member.links[arrival.rank].as_ref() else { return };
+        let Some(link) = self.member.links[arrival.rank].as_mut() else { return };
         let Some(region) = &link.landing else { return };
         let header = link.landed(arrival.slot);
         let failure = header.flags.has(Flags::FAILED).then(|| TicketFailure::PeerFailed {
@@ -152,7 +152,8 @@ impl AttentionMesh {
             reason: String::from_utf8_lossy(&header.app).trim_end_matches('\0').to_owned(),
         });
         if self.tickets.replied(arrival.slot, arrival.rank, failure) {
-            self.replies[usize::from(arrival.slot)].land(arrival.rank, region, header, arrival.received_ns);
+            let header = self.replies[usize::from(arrival.slot)].land(arrival.rank, region, arrival.received_ns);
+            link.take_landed(arrival.slot, header);
         } else {
             self.member.fence(arrival.rank, format!("a reply for microbatch {} that was not due", arrival.slot));
         }
@@ -174,8 +175,9 @@ impl AttentionMesh {
         if slot >= microbatches { Err(MeshError::NoMicrobatch { slot, microbatches }) } else { Ok(()) }
     }
 
+    #[inline]
     fn check_linked(&self) -> Result<(), MeshError> {
-        self.unlinked().map_or(Ok(()), |rank| Err(not_linked(rank)))
+        if self.member.is_linked { Ok(()) } else { self.unlinked().map_or(Ok(()), |rank| Err(not_linked(rank))) }
     }
 
     /// The send slot of a microbatch, to be filled in place. `WouldBlock` while an earlier transfer of it is under way
@@ -210,9 +212,8 @@ impl AttentionMesh {
         let mut header = Header::default();
         request.write(&self.member.options.layout, &mut header)?;
         self.check_linked()?;
-        let ticket = self.tickets.begin(buffer.microbatch());
         self.post(buffer.microbatch(), &mut header);
-        Ok(ticket)
+        Ok(self.tickets.begin(buffer.microbatch()))
     }
 
     /// Tells the FFN instances not to wait for this instance on a microbatch until its next request. Takes the slot for
@@ -223,11 +224,11 @@ impl AttentionMesh {
         if !self.tickets.is_free(microbatch) || self.slots.is_filling(microbatch) {
             return Err(MeshError::WouldBlock(microbatch));
         }
-        self.tickets.begin_unattended(microbatch);
         let mut header = Header::default();
         header.group = NO_GROUP;
         header.flags = Flags::LEAVE;
         self.post(microbatch, &mut header);
+        self.tickets.begin_unattended(microbatch);
         Ok(())
     }
 
@@ -236,12 +237,13 @@ impl AttentionMesh {
         header.source = self.member.rank.unwrap_or_default() as u16;
         let requested_ns = self.member.clock.now_ns();
         header.stamps = Stamps { posted_ns: requested_ns, ..Stamps::default() };
-        self.replies[usize::from(slot)].reset(self.member.peers, requested_ns);
         for rank in 0..self.member.peers {
             if let Err(error) = self.member.send(rank, header) {
                 self.member.fence(rank, error.to_string());
             }
         }
+        // While the request is on its way; what comes of it is seen by a poll at the earliest.
+        self.replies[usize::from(slot)].reset(self.member.peers, requested_ns);
     }
 
     /// Where a ticket stands; makes no progress by itself.

@@ -34,7 +34,7 @@ pub struct Segment(Box<Seat>);
 #[derive(Debug)]
 struct Seat {
     rank: usize,
-    header: Header,
+    header: Box<Header>,
     received_ns: u64,
     handed_out_ns: u64,
     layout: Arc<SlotLayout>,
@@ -48,6 +48,24 @@ struct Seat {
 }
 
 impl Segment {
+    /// That of a link's slot, without a request.
+    fn new(link: &Link, layout: &Arc<SlotLayout>, slot: u16, rank: usize) -> Option<Self> {
+        let (input, output) = (link.input()?, link.output()?);
+        Some(Self(Box::new(Seat {
+            rank,
+            header: Box::default(),
+            received_ns: 0,
+            handed_out_ns: 0,
+            layout: layout.clone(),
+            slot,
+            input,
+            output,
+            reply: Header::default(),
+            failure: None,
+            in_use: link.in_use.clone(),
+        })))
+    }
+
     /// The attention instance.
     pub fn rank(&self) -> usize {
         self.0.rank
@@ -274,11 +292,9 @@ impl FfnMesh {
                 self.idle[seat] = None;
             }
         }
-        let mut arrivals = std::mem::take(&mut self.member.arrivals);
-        for arrival in arrivals.drain(..) {
+        while let Some(arrival) = self.member.arrivals.pop_front() {
             self.receive(arrival);
         }
-        self.member.arrivals = arrivals;
         Ok(())
     }
 
@@ -333,35 +349,17 @@ impl FfnMesh {
             let seat = usize::from(released.slot) * self.member.peers + rank;
             let (request, idle) = (self.requests[seat].take(), self.idle[seat].take());
             if let Some(received_ns) = request
-                && let Some(link) = &self.member.links[rank]
+                && let Some(link) = &mut self.member.links[rank]
                 && let idle = idle.filter(|segment| Arc::ptr_eq(&segment.0.in_use, &link.in_use))
-                && let Some(mut segment) = idle.or_else(|| self.segment(link, released.slot, rank))
+                && let Some(mut segment) =
+                    idle.or_else(|| Segment::new(link, &self.member.options.layout, released.slot, rank))
             {
-                segment.0.header.copy_from(link.landed(released.slot));
+                link.take_landed(released.slot, &mut segment.0.header);
                 (segment.0.received_ns, segment.0.handed_out_ns) = (received_ns, now_ns);
                 segments.push(segment);
             }
         }
         Some(Batch { microbatch: released.slot, group: released.group, segments })
-    }
-
-    /// The segment of a link's slot, without a request.
-    fn segment(&self, link: &Link, slot: u16, rank: usize) -> Option<Segment> {
-        let layout = &self.member.options.layout;
-        let (input, output) = (link.input()?, link.output()?);
-        Some(Segment(Box::new(Seat {
-            rank,
-            header: Header::default(),
-            received_ns: 0,
-            handed_out_ns: 0,
-            layout: layout.clone(),
-            slot,
-            input,
-            output,
-            reply: Header::default(),
-            failure: None,
-            in_use: link.in_use.clone(),
-        })))
     }
 
     /// The next batch; none when `timeout` has passed, or earlier when an event wants to be looked at.

@@ -68,8 +68,11 @@ pub(crate) struct Link {
     /// Immediates that came before the peer's grants could be taken up.
     pub(crate) early: Vec<u32>,
     counters: Vec<ImmediateCounter>,
-    /// The header of each slot's latest transfer that has landed whole.
-    landed: Vec<Header>,
+    /// The header of each slot's latest transfer that has landed whole. In a box, so that whoever takes it copies nothing.
+    #[allow(clippy::vec_box)]
+    landed: Vec<Box<Header>>,
+    /// A header as it landed, copied out of memory that the peer may write.
+    copied: [u8; HEADER_MAX_BYTES],
     outgoing: Vec<Outgoing>,
     backlog: VecDeque<u16>,
 }
@@ -103,7 +106,8 @@ impl Link {
             outbox: None,
             early: Vec::new(),
             counters: vec![ImmediateCounter::default(); slots],
-            landed: vec![Header::default(); slots],
+            landed: vec![Box::default(); slots],
+            copied: [0; HEADER_MAX_BYTES],
             outgoing: vec![outgoing; slots],
             backlog: VecDeque::with_capacity(slots),
         }
@@ -126,16 +130,20 @@ impl Link {
     /// Reads the header that landed for `slot`: copied out once, then checked.
     pub(crate) fn read_header(&mut self, slot: u16) -> Result<&Header, String> {
         let headers = self.headers.as_ref().ok_or("nothing was granted")?;
-        let mut bytes = [0; HEADER_MAX_BYTES];
-        headers.read(usize::from(slot) * HEADER_MAX_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+        headers.read(usize::from(slot) * HEADER_MAX_BYTES, &mut self.copied).map_err(|error| error.to_string())?;
         let header = &mut self.landed[usize::from(slot)];
-        header.read(&bytes).map_err(|error| error.to_string())?;
+        header.read(&self.copied).map_err(|error| error.to_string())?;
         Ok(header)
     }
 
     /// The header of the transfer that has landed for `slot`.
     pub(crate) fn landed(&self, slot: u16) -> &Header {
         &self.landed[usize::from(slot)]
+    }
+
+    /// Takes that header, for one that is worth nothing.
+    pub(crate) fn take_landed(&mut self, slot: u16, header: &mut Box<Header>) {
+        std::mem::swap(&mut self.landed[usize::from(slot)], header);
     }
 
     /// Readies the header's slot's next transfer and posts as much as the lanes take; the rest goes out in [`Link::flush`].
@@ -165,8 +173,10 @@ impl Link {
             }
         }
         outgoing.posted = 0;
-        self.backlog.push_back(slot);
-        self.flush(endpoint, layout, direction)
+        if !self.backlog.is_empty() || !self.post_slot(endpoint, layout, direction, slot)? {
+            self.backlog.push_back(slot);
+        }
+        Ok(())
     }
 
     /// Posts what is in the backlog, as far as the lanes take it.
@@ -199,9 +209,9 @@ impl Link {
     ) -> Result<bool, MeshError> {
         let Some(headers) = &self.peer_headers else { return Ok(true) };
         let outgoing = &mut self.outgoing[usize::from(slot)];
-        let start = layout.slot_offset(direction, slot);
         let payload = self.outbox.as_ref().zip(self.peer_landing.as_ref());
-        let payload = payload.map(|(region, landing)| Payload { region, landing, start });
+        let start = || layout.slot_offset(direction, slot);
+        let payload = payload.map(|(region, landing)| Payload { region, landing, start: start() });
         while outgoing.posted < outgoing.lanes {
             let lane = outgoing.posted;
             let immediate = Immediate { slot, lanes: outgoing.lanes, lane, sequence: outgoing.sequence };

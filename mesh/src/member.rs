@@ -14,6 +14,9 @@ use stepmesh_proto::control::{self, FromMember, from_member, to_member};
 use stepmesh_proto::{Flags, Header, Immediate};
 use stepmesh_transport::{Access, AddressSpace, Clock, Completion, Device, Endpoint, LinkId, Region, Waker};
 
+/// How many polls may find arrivals before the scheduler is listened to all the same.
+const UNHEARD: u32 = 16;
+
 /// How a member joins. [`MemberOptions::new`] gives defaults that work on one host.
 #[derive(Clone, Debug)]
 pub struct MemberOptions {
@@ -112,6 +115,10 @@ pub(crate) struct Member {
     pub(crate) complete: bool,
     epoch: u64,
     pub(crate) links: Vec<Option<Link>>,
+    /// Every peer is linked, as the last poll found; otherwise it has to be found out.
+    pub(crate) is_linked: bool,
+    /// No link has to be looked after: all there are are up, everything that was sent is posted, and nothing is being fenced.
+    pub(crate) is_settled: bool,
     by_id: Vec<(LinkId, usize)>,
     fencing: Vec<Fencing>,
     /// The peers' payload areas, side by side (FFN side), where they can be placed.
@@ -119,7 +126,9 @@ pub(crate) struct Member {
     /// This side's send slots (attention side).
     pub(crate) outbox: Option<Region>,
     completions: Vec<Completion>,
-    pub(crate) arrivals: Vec<Arrival>,
+    /// Polls since the scheduler was listened to.
+    unheard: u32,
+    pub(crate) arrivals: VecDeque<Arrival>,
     /// When the arrivals of this poll were seen; none came otherwise.
     pub(crate) arrived_ns: Option<u64>,
     pub(crate) ended: VecDeque<LinkEnd>,
@@ -172,12 +181,15 @@ impl Member {
             complete: false,
             epoch: 0,
             links: Vec::new(),
+            is_linked: false,
+            is_settled: true,
             by_id: Vec::new(),
             fencing: Vec::new(),
             space: None,
             outbox: None,
             completions: Vec::with_capacity(256),
-            arrivals: Vec::with_capacity(256),
+            unheard: 0,
+            arrivals: VecDeque::with_capacity(256),
             arrived_ns: None,
             ended: VecDeque::new(),
             events: VecDeque::new(),
@@ -227,40 +239,39 @@ impl Member {
         self.control.send(FromMember { body: Some(body) }).map_err(|error| MeshError::SchedulerLost(error.to_string()))
     }
 
-    /// Makes progress: fills `arrivals`, `ended` and `events`.
+    /// Makes progress: fills `arrivals`, `ended` and `events`. What has arrived does not wait for what the scheduler may have to
+    /// say, unless that has waited for long.
     pub(crate) fn poll(&mut self) -> Result<(), MeshError> {
         self.arrived_ns = None;
-        self.poll_control()?;
-        let mut completions = std::mem::take(&mut self.completions);
-        completions.clear();
-        let polled = self.endpoint.poll(&mut completions);
-        for completion in completions.drain(..) {
-            self.handle_completion(completion);
-        }
-        self.completions = completions;
-        polled?;
-        self.tend_links();
-        Ok(())
-    }
-
-    fn poll_control(&mut self) -> Result<(), MeshError> {
-        while let Some(event) = self.control.poll() {
-            match event {
-                ControlEvent::Message(message) => {
-                    if let Some(body) = message.body {
-                        self.handle_control(body)?;
-                    }
-                }
-                ControlEvent::Lost(reason) => {
-                    self.complete = false;
-                    self.scheduler_lost = Some(reason.clone());
-                    self.events.push_back(MeshEvent::SchedulerLost(reason));
-                }
+        let polled = self.endpoint.poll(&mut self.completions);
+        self.unheard += 1;
+        if self.completions.is_empty() || self.unheard >= UNHEARD {
+            self.unheard = 0;
+            while let Some(event) = self.control.poll() {
+                self.handle_control_event(event)?;
             }
         }
+        self.handle_completions();
+        polled?;
+        if !self.is_settled {
+            self.tend_links();
+        }
         Ok(())
     }
 
+    fn handle_control_event(&mut self, event: ControlEvent) -> Result<(), MeshError> {
+        match event {
+            ControlEvent::Message(message) => message.body.map_or(Ok(()), |body| self.handle_control(body)),
+            ControlEvent::Lost(reason) => {
+                self.complete = false;
+                self.scheduler_lost = Some(reason.clone());
+                self.events.push_back(MeshEvent::SchedulerLost(reason));
+                Ok(())
+            }
+        }
+    }
+
+    #[inline(never)]
     fn handle_control(&mut self, body: to_member::Body) -> Result<(), MeshError> {
         match body {
             to_member::Body::Welcome(welcome) => self.welcome(&welcome)?,
@@ -360,29 +371,30 @@ impl Member {
         self.say(from_member::Body::LinkDown(control::LinkDown { incarnation, reason }));
     }
 
-    fn handle_completion(&mut self, completion: Completion) {
-        let find = |by_id: &[(LinkId, usize)], id| by_id.iter().find(|(known, _)| *known == id).map(|&(_, rank)| rank);
-        match completion {
-            Completion::Immediate { link, immediate, .. } => {
-                if let Some(rank) = find(&self.by_id, link) {
-                    self.handle_immediate(rank, immediate);
+    fn handle_completions(&mut self) {
+        for index in 0..self.completions.len() {
+            let completion = &self.completions[index];
+            let (Completion::Immediate { link, .. }
+            | Completion::Connected { link }
+            | Completion::Disconnected { link, .. }
+            | Completion::Sent { link, .. }) = completion;
+            let Some(&(_, rank)) = self.by_id.iter().find(|(id, _)| id == link) else { continue };
+            match completion {
+                &Completion::Immediate { immediate, .. } => self.handle_immediate(rank, immediate),
+                Completion::Connected { .. } => {
+                    if let Err(error) = self.grant(rank) {
+                        self.fence(rank, error.to_string());
+                    }
                 }
-            }
-            Completion::Connected { link } => {
-                if let Some(rank) = find(&self.by_id, link)
-                    && let Err(error) = self.grant(rank)
-                {
-                    self.fence(rank, error.to_string());
+                Completion::Disconnected { reason, .. } => {
+                    let reason = reason.to_string();
+                    self.fence(rank, reason);
                 }
+                // Failed work ends its link, which has a completion of its own.
+                Completion::Sent { .. } => {}
             }
-            Completion::Disconnected { link, reason } => {
-                if let Some(rank) = find(&self.by_id, link) {
-                    self.fence(rank, reason.to_string());
-                }
-            }
-            // Failed work ends its link, which has a completion of its own.
-            Completion::Sent { .. } => {}
         }
+        self.completions.clear();
     }
 
     fn handle_immediate(&mut self, rank: usize, bits: u32) {
@@ -402,7 +414,7 @@ impl Member {
         match accept(link, &self.options.layout, receives, bits) {
             Ok(Some(slot)) => {
                 let received_ns = *self.arrived_ns.get_or_insert_with(|| self.clock.now_ns());
-                self.arrivals.push(Arrival { rank, slot, received_ns });
+                self.arrivals.push_back(Arrival { rank, slot, received_ns });
             }
             Ok(None) => {}
             Err(reason) => self.fence(rank, format!("the peer broke the protocol: {reason}")),
@@ -413,7 +425,9 @@ impl Member {
     pub(crate) fn send(&mut self, rank: usize, header: &mut Header) -> Result<(), MeshError> {
         let direction = self.sends();
         let Some(link) = self.links[rank].as_mut() else { return Ok(()) };
-        link.send(self.endpoint.as_mut(), &self.options.layout, direction, header)
+        let sent = link.send(self.endpoint.as_mut(), &self.options.layout, direction, header);
+        self.is_settled &= !link.has_backlog();
+        sent
     }
 
     /// Sleeps until something may have happened, at most until `deadline`.
@@ -422,7 +436,7 @@ impl Member {
     }
 
     pub(crate) fn sleep_for(&mut self, timeout: Duration) -> Result<(), MeshError> {
-        let chore = if self.has_chores() { Duration::from_millis(2) } else { Duration::from_millis(500) };
+        let chore = if self.is_settled { Duration::from_millis(500) } else { Duration::from_millis(2) };
         Ok(self.endpoint.wait(timeout.min(chore))?)
     }
 }

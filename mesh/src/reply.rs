@@ -13,7 +13,7 @@ use stepmesh_transport::Region;
 struct Landing {
     /// Kept from reply to reply: it is nearly always the same.
     region: Option<Region>,
-    header: Header,
+    header: Box<Header>,
     landed_ns: u64,
     has_landed: bool,
 }
@@ -44,14 +44,19 @@ impl Replies {
         self.landings.iter_mut().for_each(|landing| landing.has_landed = false);
     }
 
-    /// A reply has landed in `region`.
-    pub(crate) fn land(&mut self, rank: usize, region: &Region, header: &Header, landed_ns: u64) {
+    /// A reply has landed in `region`; where its header goes, for one that is worth nothing.
+    pub(crate) fn land(&mut self, rank: usize, region: &Region, landed_ns: u64) -> &mut Box<Header> {
         let landing = &mut self.landings[rank];
         if !landing.region.as_ref().is_some_and(|known| known.is_same(region)) {
             landing.region = Some(region.clone());
         }
-        landing.header.copy_from(header);
         (landing.landed_ns, landing.has_landed) = (landed_ns, true);
+        &mut landing.header
+    }
+
+    /// Forgets everything, and keeps no landing slot in being.
+    pub(crate) fn let_go(&mut self) {
+        self.landings.iter_mut().for_each(|landing| (landing.region, landing.has_landed) = (None, false));
     }
 
     /// The same slot without a reply; takes no memory until it is reset.

@@ -39,9 +39,12 @@ impl SendSlots {
         if self.region.get().is_none() {
             return Err(not_linked(None));
         }
-        if self.filling[usize::from(slot)].swap(true, Ordering::AcqRel) {
+        // Only the mesh claims, on one thread at a time: no exchange is needed.
+        let filling = &self.filling[usize::from(slot)];
+        if filling.load(Ordering::Acquire) {
             return Err(MeshError::WouldBlock(slot));
         }
+        filling.store(true, Ordering::Relaxed);
         Ok(SendBuffer { slot, slots: self.clone() })
     }
 }

@@ -301,18 +301,6 @@ impl Header {
         self.part_count = 0;
     }
 
-    /// Becomes a copy of `other`, whose unused parts are not looked at: most of a header is those.
-    #[inline]
-    pub fn copy_from(&mut self, other: &Self) {
-        let View { incarnation, slot, sequence, source, flags, group, app, stamps, parts } = other.view();
-        (self.incarnation, self.slot, self.sequence, self.source) = (incarnation, slot, sequence, source);
-        (self.flags, self.group, self.app, self.stamps) = (flags, group, app, stamps);
-        for (to, part) in self.parts.iter_mut().zip(parts) {
-            *to = *part;
-        }
-        self.part_count = other.part_count;
-    }
-
     /// Bytes that [`Header::encode`] writes.
     #[inline]
     pub fn encoded_bytes(&self) -> usize {

@@ -35,6 +35,7 @@ impl Member {
                 let deadline = self.clock.now() + self.options.connect_timeout;
                 let link = Link::new(peer, open.incarnation, id, &self.options, deadline);
                 self.links[rank] = Some(link);
+                self.is_settled = false;
                 self.by_id.push((id, rank));
                 let incarnation = open.incarnation;
                 self.say(from_member::Body::LinkOffer(control::LinkOffer { incarnation, descriptor }));
@@ -141,6 +142,7 @@ impl Member {
         let Some(incarnation) = self.links[rank].as_ref().map(|link| link.incarnation) else { return };
         let in_use = self.end_link(rank, reason.clone());
         self.fencing.push(Fencing { incarnation, reason, in_use });
+        self.is_settled = false;
         self.finish_fences();
     }
 
@@ -151,12 +153,15 @@ impl Member {
             && link.stage == Stage::Up
         {
             link.stage = Stage::Draining(until);
+            self.is_linked = false;
+            self.is_settled = false;
         }
     }
 
     /// Closes the link and forgets it; regions go as soon as nobody uses them.
     pub(super) fn end_link(&mut self, rank: usize, reason: String) -> Weak<InUse> {
         let Some(link) = self.links[rank].take() else { return Weak::new() };
+        self.is_linked = false;
         self.endpoint.close(link.id);
         self.by_id.retain(|(id, _)| *id != link.id);
         self.arrivals.retain(|arrival| arrival.rank != rank);
@@ -179,9 +184,7 @@ impl Member {
 
     /// Retries what could not be done at once, and gives up on links that do not come up.
     pub(super) fn tend_links(&mut self) {
-        if !self.fencing.is_empty() {
-            self.finish_fences();
-        }
+        self.finish_fences();
         let direction = self.sends();
         let mut late = None;
         for rank in 0..self.links.len() {
@@ -206,11 +209,9 @@ impl Member {
         if let Some((rank, reason)) = late {
             self.fence(rank, reason);
         }
-    }
-
-    /// Whether something must be looked at again soon though no event announces it.
-    pub(crate) fn has_chores(&self) -> bool {
-        !self.fencing.is_empty()
-            || self.links.iter().flatten().any(|link| link.stage != Stage::Up || link.has_backlog())
+        let is_up = |link: &Link| link.stage == Stage::Up;
+        let is_settled = |link: &Link| is_up(link) && !link.has_backlog();
+        self.is_settled = self.fencing.is_empty() && self.links.iter().flatten().all(is_settled);
+        self.is_linked = !self.links.is_empty() && self.links.iter().all(|link| link.as_ref().is_some_and(is_up));
     }
 }

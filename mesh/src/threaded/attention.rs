@@ -38,7 +38,7 @@ impl Deref for OwnedReply {
 impl Drop for OwnedReply {
     fn drop(&mut self) {
         let mut replies = self.replies.take();
-        replies.reset(0, 0);
+        replies.let_go();
         let _ = self.seat.push(replies);
     }
 }

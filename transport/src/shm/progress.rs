@@ -20,8 +20,6 @@ const HELLO_POLLS: u32 = 8;
 const _: () = assert!(CLOCK_POLLS.is_multiple_of(HELLO_POLLS));
 /// How often a wait that spins looks at the rings between two looks at the clock, which takes longer.
 const LOOKS: u32 = 16;
-/// Pauses between two looks: each takes the line away that the peer is about to write.
-const PAUSES: u32 = 2;
 /// How long a wait sleeps before it looks at the sockets.
 const SLICE: Duration = Duration::from_millis(25);
 /// The same while something is expected that rings no bell: a step of a hello, or room in a full lane.
@@ -235,7 +233,7 @@ impl ShmEndpoint {
                 if self.bell.take_wake() || self.has_work() || self.schedule.is_due() {
                     return Ok(());
                 }
-                (0..PAUSES).for_each(|_| std::hint::spin_loop());
+                std::hint::spin_loop();
             }
         }
         let blocked = self.take_blocked();

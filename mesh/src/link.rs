@@ -230,7 +230,8 @@ impl Link {
                 signal: None,
             };
             let posted = match &payload {
-                None => endpoint.post(self.id, lane, &[closing]),
+                // Where it is: a copy of what was just written word by word waits for those words.
+                None => endpoint.post(self.id, lane, std::slice::from_ref(&closing)),
                 Some(payload) => {
                     let mut chain = [closing; CHAIN];
                     let stripes = payload.stripe(&outgoing.parts, lane, outgoing.lanes, &mut chain);

@@ -208,11 +208,13 @@ pub enum Source<'a> {
 
 impl<'a> Source<'a> {
     /// A range of a region.
+    #[inline]
     pub fn region(region: &'a Region, range: Range<usize>) -> Self {
         Self::Region(region, range.start, range.len())
     }
 
     /// Bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         match self {
             Self::Inline(bytes) => bytes.len(),
@@ -221,6 +223,7 @@ impl<'a> Source<'a> {
     }
 
     /// Whether there is nothing to write.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -4,6 +4,7 @@ use super::{Mode, pingpong};
 use crate::timing::Timing;
 use crate::{BenchError, Cpus};
 use std::io;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -35,7 +36,6 @@ pub(crate) struct End {
     device: Arc<dyn Device>,
     endpoint: Box<dyn Endpoint>,
     link: LinkId,
-    is_rdma: bool,
     seen: Vec<Completion>,
     /// How many of `seen` were looked at.
     looked_at: usize,
@@ -103,7 +103,6 @@ impl Pair {
                     device,
                     endpoint,
                     link,
-                    is_rdma: provider == Provider::Verbs,
                     seen: Vec::with_capacity(1024),
                     looked_at: 0,
                     source,
@@ -190,24 +189,23 @@ impl End {
         };
         let source = Source::region(produced(mode, &self.source, &self.target), start..start + bytes);
         let remote = Some(Remote { region: &self.target, offset: place as u64 });
-        post(&mut *self.endpoint, self.link, &mut self.seen, Op::WriteImmediate { source, remote, immediate })
+        let work = Work { op: Op::WriteImmediate { source, remote, immediate }, signal: None };
+        post(&mut *self.endpoint, self.link, &mut self.seen, &work)
     }
 
     /// Writes `bytes` to the begin of the peer's memory, of which the last says `turn`, and tells nobody.
     pub(super) fn write(&mut self, bytes: usize, turn: u8) -> Result<(), BenchError> {
-        self.source.write(bytes - 1, &[turn])?;
+        byte(&self.source, bytes - 1)?.store(turn, Ordering::Relaxed);
         let op = Op::Write {
             source: Source::region(&self.source, 0..bytes),
             remote: Remote { region: &self.target, offset: 0 },
         };
-        post(&mut *self.endpoint, self.link, &mut self.seen, op)
+        post(&mut *self.endpoint, self.link, &mut self.seen, &Work { op, signal: None })
     }
 
     /// The last of `bytes` bytes at the begin of this end's memory, which the peer writes.
     pub(super) fn last_byte(&self, bytes: usize) -> Result<&AtomicU8, BenchError> {
-        let place = self.landing.at(bytes - 1..bytes)?;
-        // SAFETY: one byte of a region that lives as long as this end; the device stores it as a whole.
-        Ok(unsafe { AtomicU8::from_ptr(place.as_ptr()) })
+        byte(&self.landing, bytes - 1)
     }
 
     /// Sends a bare immediate.
@@ -260,20 +258,28 @@ impl End {
             if let Some(immediate) = self.look(over)? {
                 return Ok(immediate);
             }
-            // perftest gives no hint either; under emulation it costs more than the look.
-            if !self.is_rdma {
-                std::hint::spin_loop();
-            }
+            // No hint to the processor, as UCX and perftest give none: it takes as long as several looks.
         }
     }
 }
 
+/// A byte of a region, as memory that others write or read at the same time.
+fn byte(region: &Region, offset: usize) -> Result<&AtomicU8, BenchError> {
+    let place = region.at(offset..offset + 1)?;
+    // SAFETY: one byte of a region that lives as long as the borrow; the device stores it as a whole.
+    Ok(unsafe { AtomicU8::from_ptr(place.as_ptr()) })
+}
+
 /// Posts, as soon as there is room.
 #[inline]
-fn post(endpoint: &mut dyn Endpoint, link: LinkId, seen: &mut Vec<Completion>, op: Op<'_>) -> Result<(), BenchError> {
-    let chain = [Work { op, signal: None }];
+fn post(
+    endpoint: &mut dyn Endpoint,
+    link: LinkId,
+    seen: &mut Vec<Completion>,
+    work: &Work<'_>,
+) -> Result<(), BenchError> {
     loop {
-        match endpoint.post(link, 0, &chain) {
+        match endpoint.post(link, 0, slice::from_ref(work)) {
             Ok(()) => return Ok(()),
             Err(PostError::WouldBlock) => endpoint.poll(seen).map(drop)?,
             Err(error) => return Err(error.into()),

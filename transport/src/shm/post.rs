@@ -38,7 +38,8 @@ impl Connection {
         let index = usize::from(lane);
         let lanes = self.producers.len();
         let Some(producer) = self.producers.get_mut(index) else { return Err(no_lane(lane, lanes)) };
-        if self.unreported[index] + signals > CAPACITY || !producer.has_room(immediates)? {
+        let is_full = signals > 0 && self.unreported[index] + signals > CAPACITY;
+        if is_full || (immediates > 0 && !producer.has_room(immediates)?) {
             self.blocked = true;
             return Err(Unposted::Error(PostError::WouldBlock));
         }

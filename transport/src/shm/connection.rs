@@ -97,11 +97,13 @@ impl Connection {
         completions: &mut Vec<Completion>,
     ) -> Result<(), Nonsense> {
         for (lane, consumer) in (0..).zip(&mut self.consumers) {
-            let arrived = consumer.arrived(limit - completions.len())?;
-            if arrived > 0 {
-                // Not pushed one by one: so each is made where it stays.
-                let immediates = (0..arrived).map(|_| consumer.take());
-                completions.extend(immediates.map(|immediate| Completion::Immediate { link, lane, immediate }));
+            let before = completions.len();
+            while completions.len() < limit
+                && let Some(immediate) = consumer.next()?
+            {
+                completions.push(Completion::Immediate { link, lane, immediate });
+            }
+            if completions.len() > before {
                 consumer.release();
                 self.spoke = true;
             }

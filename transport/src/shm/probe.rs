@@ -49,12 +49,9 @@ impl Ring {
 
     /// Takes one out and gives its entry back.
     pub fn pop(&mut self) -> Option<u32> {
-        let arrived = self.consumer.arrived(1).unwrap_or(0);
-        (arrived > 0).then(|| {
-            let immediate = self.consumer.take();
-            self.consumer.release();
-            immediate
-        })
+        let immediate = self.consumer.next().ok()??;
+        self.consumer.release();
+        Some(immediate)
     }
 }
 

@@ -88,51 +88,33 @@ impl<C: Cells> Consumer<C> {
     }
 
     /// Whether there is something to take (or to complain about).
+    #[inline]
     pub(super) fn is_ready(&self) -> bool {
-        self.peek(self.consumed) != Ok(false)
+        self.look() != Ok(None)
     }
 
-    /// How many immediates have arrived, counted up to `limit`; every byte that the producer wrote before them is visible
-    /// then. Nonsense behind what has arrived is found once that is taken.
+    /// Takes the next immediate, if it has arrived; every byte that the producer wrote before it is visible then.
     #[inline]
-    pub(super) fn arrived(&self, limit: usize) -> Result<usize, Nonsense> {
-        let mut count = 0;
-        while count < limit {
-            match self.peek(self.consumed + count as u64) {
-                Ok(true) => count += 1,
-                Err(nonsense) if count == 0 => return Err(nonsense),
-                _ => break,
-            }
+    pub(super) fn next(&mut self) -> Result<Option<u32>, Nonsense> {
+        let found = self.look()?;
+        self.consumed += u64::from(found.is_some());
+        Ok(found)
+    }
+
+    /// What the next entry holds.
+    #[inline]
+    fn look(&self) -> Result<Option<u32>, Nonsense> {
+        let word = self.cells.entry(index(self.consumed)).load(Ordering::Acquire);
+        match lap(self.consumed).wrapping_sub((word >> 32) as u32) {
+            0 => Ok(Some(word as u32)),
+            1 => Ok(None),
+            _ => Err(Nonsense),
         }
-        Ok(count)
-    }
-
-    /// Takes the next immediate of those that have arrived.
-    #[inline]
-    pub(super) fn take(&mut self) -> u32 {
-        // Relaxed: `arrived` has seen it.
-        let word = self.cells.entry(index(self.consumed)).load(Ordering::Relaxed);
-        self.consumed += 1;
-        word as u32
     }
 
     /// Gives the taken entries back to the producer.
     pub(super) fn release(&self) {
         self.cells.consumed().store(self.consumed, Ordering::Release);
-    }
-
-    /// Whether the entry of a position is there.
-    #[inline]
-    fn peek(&self, position: u64) -> Result<bool, Nonsense> {
-        let word = self.cells.entry(index(position)).load(Ordering::Acquire);
-        let (found, expected) = ((word >> 32) as u32, lap(position));
-        if found == expected {
-            Ok(true)
-        } else if found == expected.wrapping_sub(1) {
-            Ok(false)
-        } else {
-            Err(Nonsense)
-        }
     }
 }
 
@@ -177,10 +159,13 @@ mod tests {
             }
         });
         for expected in 0..10 * CAPACITY as u32 {
-            while consumer.arrived(1).unwrap() == 0 {
-                std::thread::yield_now();
-            }
-            assert_eq!(consumer.take(), expected);
+            let immediate = loop {
+                match consumer.next().unwrap() {
+                    Some(immediate) => break immediate,
+                    None => std::thread::yield_now(),
+                }
+            };
+            assert_eq!(immediate, expected);
             consumer.release();
         }
         producing.join().unwrap();
@@ -194,8 +179,7 @@ mod tests {
             producer.push(immediate);
         }
         assert_eq!(producer.has_room(1), Ok(false));
-        assert_eq!(consumer.arrived(2 * CAPACITY), Ok(CAPACITY));
-        assert_eq!(consumer.take(), 0);
+        assert_eq!(consumer.next(), Ok(Some(0)));
         assert_eq!(producer.has_room(1), Ok(false));
         consumer.release();
         assert_eq!(producer.has_room(1), Ok(true));
@@ -204,10 +188,10 @@ mod tests {
 
     #[test]
     fn an_entry_from_another_lap_is_nonsense() {
-        let (heap, _, consumer) = ring();
+        let (heap, _, mut consumer) = ring();
         heap.entries[0].store(2 << 32, Ordering::Relaxed);
         assert!(consumer.is_ready());
-        assert_eq!(consumer.arrived(1), Err(Nonsense));
+        assert_eq!(consumer.next(), Err(Nonsense));
     }
 
     #[test]
@@ -215,9 +199,8 @@ mod tests {
         let (heap, mut producer, mut consumer) = ring();
         producer.push(7);
         heap.entries[1].store(2 << 32, Ordering::Relaxed);
-        assert_eq!(consumer.arrived(9), Ok(1));
-        assert_eq!(consumer.take(), 7);
-        assert_eq!(consumer.arrived(9), Err(Nonsense));
+        assert_eq!(consumer.next(), Ok(Some(7)));
+        assert_eq!(consumer.next(), Err(Nonsense));
     }
 
     #[test]

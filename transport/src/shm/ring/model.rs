@@ -50,10 +50,12 @@ fn what_was_written_before_an_immediate_is_there_and_stays_until_its_entry_is_re
             }
         });
         for expected in 0..SENT {
-            while consumer.arrived(1).unwrap() == 0 {
-                loom::thread::yield_now();
-            }
-            let immediate = consumer.take();
+            let immediate = loop {
+                match consumer.next().unwrap() {
+                    Some(immediate) => break immediate,
+                    None => loom::thread::yield_now(),
+                }
+            };
             // SAFETY: what loom checks.
             let found = shared.slots[immediate as usize % CAPACITY].with(|slot| unsafe { *slot });
             assert_eq!((immediate, found), (expected, expected));

@@ -3,21 +3,41 @@
 
 use crate::shared::{Common, Shared};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Immediates of one direction that may be under way: more than there are microbatches.
 const UNDER_WAY: usize = 64;
+
+/// How long a side that rests sleeps before it looks again.
+const REST: Duration = Duration::from_millis(1);
 
 /// Words that both sides read and write. All are zero at first.
 #[repr(C)]
 pub(super) struct Words {
     /// Not zero: the run is over.
     pub(super) over: AtomicU64,
+    /// Not zero: neither side works, so that the two CPUs are free.
+    rests: AtomicU64,
     /// What a stage takes, and has taken, in nanoseconds: attention, FFN.
     pub(super) stage_ns: [AtomicU64; 2],
     pub(super) busy_ns: [AtomicU64; 2],
     /// CPU time that the threads of the stages have used, in nanoseconds.
     pub(super) cpu_ns: [AtomicU64; 2],
     pub(super) ways: [Way; 2],
+}
+
+impl Words {
+    /// Lets both sides rest, or work again.
+    pub(super) fn rest(&self, rest: bool) {
+        self.rests.store(rest.into(), Ordering::Release);
+    }
+
+    /// Where a side is that has nothing under way: rests while it is to.
+    pub(super) fn pass(&self) {
+        while self.rests.load(Ordering::Acquire) != 0 && self.over.load(Ordering::Acquire) == 0 {
+            std::thread::sleep(REST);
+        }
+    }
 }
 
 /// One direction of the wire between two ends with one link of one lane: when each immediate was posted, in order, by the

@@ -93,6 +93,7 @@ pub fn serve(role: &FfnRole) -> Result<(), BenchError> {
     let pace = Pace::new(clock.clone(), board.clone(), 1);
     let mut serves = side::ffn((device, endpoint, Box::new(control)), shape, pace, clock)?;
     while board.over.load(Ordering::Acquire) == 0 {
+        board.pass();
         serves.run_once(NAP)?;
     }
     Ok(())

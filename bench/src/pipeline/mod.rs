@@ -6,6 +6,7 @@
 //! runs while either side computes. By the virtual clock the same executors run over the simulated network, and software takes no time:
 //! what is left is what the schedule makes of the stages.
 
+mod bare;
 mod board;
 mod ffn_process;
 mod front;
@@ -18,7 +19,7 @@ mod wire;
 mod world;
 
 pub use ffn_process::{FfnRole, serve};
-pub use row::{Clock, Cores, Row, StallShare};
+pub use row::{Clock, Cores, Floor, Row, StallShare};
 
 use crate::progress::{Progress, Watcher, keep, tell};
 use crate::{BenchError, Cpus, Program, Report};

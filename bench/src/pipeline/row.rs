@@ -1,6 +1,6 @@
 //! A point of the pipeline suite: what was measured, what the times allow, what the model predicts.
 
-use super::Options;
+use super::{Options, bare};
 use super::world::World;
 use crate::BenchError;
 use serde::Serialize;
@@ -36,6 +36,15 @@ pub struct Cores {
     pub ffn: f64,
 }
 
+/// The same stages with nothing of ours between them, in turn with the runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Floor {
+    /// What it is: two threads that tell each other by words in memory.
+    pub name: &'static str,
+    /// Time per output token, the median of as many runs.
+    pub tpot_us: f64,
+}
+
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -67,6 +76,10 @@ pub struct Row {
     pub predicted_us: f64,
     /// ideal / measured.
     pub efficiency: f64,
+    /// What the machine makes of the stages; by the virtual clock there is none.
+    pub floor: Option<Floor>,
+    /// measured / floor.
+    pub ratio: Option<f64>,
     /// What bounds a layer: `attention`, `ffn` or `wire`.
     pub bound: &'static str,
     /// Of the median run.
@@ -82,8 +95,15 @@ pub(super) fn take(
     stages: &Stages,
     overhead: Overhead,
 ) -> Result<Row, BenchError> {
-    let mut runs =
-        (0..options.runs.max(1)).map(|_| world.run(stages, options.tokens)).collect::<Result<Vec<_>, _>>()?;
+    let (mut runs, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..options.runs.max(1) {
+        if options.clock == Clock::Wall {
+            bare.push(world.aside(|| bare::token(options.cpus, stages, options.tokens))?);
+        }
+        runs.push(world.run(stages, options.tokens)?);
+    }
+    bare.sort();
+    let floor = bare.get(bare.len() / 2).map(|&token| Floor { name: "bare_threads", tpot_us: us(token) });
     let tpot_us_of_runs = runs.iter().map(|run| us(run.token)).collect();
     runs.sort_by_key(|run| run.token);
     let median = &runs[runs.len() / 2];
@@ -108,6 +128,8 @@ pub(super) fn take(
         ideal_us,
         predicted_us: us(stages.predict(overhead)),
         efficiency: ideal_us / tpot_us,
+        ratio: floor.as_ref().map(|floor| tpot_us / floor.tpot_us),
+        floor,
         bound: match stages.bound() {
             Bound::Attention => "attention",
             Bound::Ffn => "ffn",
@@ -125,6 +147,7 @@ fn us(time: Duration) -> f64 {
 impl Row {
     /// The head of the table that rows are lines of.
     pub const HEAD: &'static str = "M  attention µs    FFN µs   wire µs    TPOT µs   ideal µs  predicted  efficiency  \
+                                    bare threads  ratio  \
                                     stalled: attention    FFN  cores: attention   FFN  bound";
 }
 
@@ -135,8 +158,12 @@ impl fmt::Display for Row {
         write!(
             f,
             "{microbatches}  {attention_us:>12.0} {ffn_us:>9.0} {wire_us:>9.0} {tpot_us:>10.0} {ideal_us:>10.0} \
-             {predicted_us:>10.0}  {:>10.4}  {:>16.1} % {:>4.1} %  {}  {}",
+             {predicted_us:>10.0}  {:>10.4}  {}  {:>16.1} % {:>4.1} %  {}  {}",
             self.efficiency,
+            match (&self.floor, self.ratio) {
+                (Some(floor), Some(ratio)) => format!("{:>12.0} {ratio:>6.3}", floor.tpot_us),
+                _ => format!("{:>12} {:>6}", "-", "-"),
+            },
             self.stall_share.attention * 100.0,
             self.stall_share.ffn * 100.0,
             match self.cores {

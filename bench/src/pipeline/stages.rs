@@ -55,20 +55,26 @@ impl Pace {
         if time.is_zero() {
             return;
         }
-        let start = self.clock.now();
-        if self.clock.is_manual() {
-            self.clock.advance(time);
-        } else if time > MARGIN {
-            std::thread::sleep(time - MARGIN);
-        }
-        let mut spent = self.clock.now() - start;
-        while spent < time {
-            std::hint::spin_loop();
-            spent = self.clock.now() - start;
-        }
+        let spent = compute(&self.clock, time);
         self.board.busy_ns[self.end].fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
         self.board.cpu_ns[self.end].store(thread_time().as_nanos() as u64, Ordering::Relaxed);
     }
+}
+
+/// Takes a time: sleeps most of it and spins the rest. The time that it took.
+pub(super) fn compute(clock: &Clock, time: Duration) -> Duration {
+    let start = clock.now();
+    if clock.is_manual() {
+        clock.advance(time);
+    } else if time > MARGIN {
+        std::thread::sleep(time - MARGIN);
+    }
+    let mut spent = clock.now() - start;
+    while spent < time {
+        std::hint::spin_loop();
+        spent = clock.now() - start;
+    }
+    spent
 }
 
 pub(super) struct SyntheticAttention {

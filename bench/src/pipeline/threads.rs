@@ -1,5 +1,6 @@
 //! Executors on threads of their own, by the machine's clock.
 
+use super::board::Board;
 use crate::cpus::pin;
 use crate::{BenchError, Cpus};
 use std::sync::Arc;
@@ -9,11 +10,12 @@ use std::time::Duration;
 use stepmesh_pipeline::{AttentionExecutor, FfnExecutor};
 
 /// How long a wait may keep a thread from seeing that it is to end.
-const NAP: Duration = Duration::from_millis(10);
+pub(super) const NAP: Duration = Duration::from_millis(10);
 
 /// Both sides at work until dropped.
 pub(super) struct Threads {
     stop: Arc<AtomicBool>,
+    board: Board,
     threads: Vec<JoinHandle<Result<(), BenchError>>>,
 }
 
@@ -21,11 +23,12 @@ impl Threads {
     /// The FFN side is in another process where `serves` is none.
     pub(super) fn start(
         cpus: Cpus,
+        board: &Board,
         mut attends: AttentionExecutor,
         serves: Option<FfnExecutor>,
     ) -> Result<Self, BenchError> {
         let [first, second] = cpus.list();
-        let mut threads = Self { stop: Arc::default(), threads: Vec::new() };
+        let mut threads = Self { stop: Arc::default(), board: board.clone(), threads: Vec::new() };
         threads.spawn(first, move || Ok(attends.run_once(NAP).map(drop)?))?;
         if let Some(mut serves) = serves {
             threads.spawn(second, move || Ok(serves.run_once(NAP)?))?;
@@ -39,10 +42,11 @@ impl Threads {
         cpu: usize,
         mut work: impl FnMut() -> Result<(), BenchError> + Send + 'static,
     ) -> Result<(), BenchError> {
-        let stop = self.stop.clone();
+        let (stop, board) = (self.stop.clone(), self.board.clone());
         let body = move || {
             pin(cpu)?;
             while !stop.load(Ordering::Acquire) {
+                board.pass();
                 work()?;
             }
             Ok(())
@@ -60,6 +64,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        self.board.rest(false);
         self.stop.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             let _ = thread.join();

@@ -7,7 +7,7 @@ use super::ffn_process::FfnProcess;
 use super::front::{Front, News, Remote};
 use super::side::{self, Parts, Shape};
 use super::stages::Pace;
-use super::threads::Threads;
+use super::threads::{NAP, Threads};
 use super::turns::Turns;
 use super::wire::Wire;
 use crate::{BenchError, Program};
@@ -35,6 +35,7 @@ pub(super) struct World {
     ffn: Pace,
     /// The attention side's.
     clock: Clock,
+    board: Board,
     /// Last: members that leave tell it so.
     front: Front,
 }
@@ -98,10 +99,10 @@ impl World {
             }
             std::thread::sleep(TICK);
         }
-        let threads = Threads::start(options.cpus, attends, None)?;
-        let ffn = Pace::new(clock.clone(), board, 1);
+        let threads = Threads::start(options.cpus, &board, attends, None)?;
+        let ffn = Pace::new(clock.clone(), board.clone(), 1);
         let drive = Drive::Processes(threads, process);
-        Ok(Self { front: Front::Remote(remote), wire, attention, ffn, clock, drive })
+        Ok(Self { front: Front::Remote(remote), wire, attention, ffn, clock, board, drive })
     }
 
     /// Two threads, or both sides in turn, and the scheduler as a value.
@@ -142,9 +143,9 @@ impl World {
         let clock = clocks[0].clone();
         let drive = match fabric {
             Some(fabric) => Drive::Turns(Box::new(Turns { fabric, wire: wire.clone(), clocks, attends, serves })),
-            None => Drive::Threads(Threads::start(options.cpus, attends, Some(serves))?),
+            None => Drive::Threads(Threads::start(options.cpus, &board, attends, Some(serves))?),
         };
-        Ok(Self { front: Front::Local(scheduler), wire, attention, ffn, clock, drive })
+        Ok(Self { front: Front::Local(scheduler), wire, attention, ffn, clock, board, drive })
     }
 
     /// Decodes a sequence in every microbatch, all at the same pace; the mean time of the tokens behind the first few.
@@ -195,6 +196,15 @@ impl World {
             stalled: shares(end.at - begin.at, begin.busy, end.busy).map(|share| (1.0 - share).clamp(0.0, 1.0)),
             cores: shares(end.at - begin.at, begin.cpu, end.cpu),
         })
+    }
+
+    /// Has something done while both sides rest.
+    pub(super) fn aside<T>(&self, something: impl FnOnce() -> T) -> T {
+        self.board.rest(true);
+        std::thread::sleep(2 * NAP);
+        let done = something();
+        self.board.rest(false);
+        done
     }
 
     fn reached(&self) -> Reached {

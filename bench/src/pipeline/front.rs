@@ -8,8 +8,8 @@ use stepmesh_mesh::control::{BlockingClient, ConnectOptions, ControlError, Local
 use stepmesh_mesh::scheduler::{Background, SchedulerOptions, SequenceId, ServeOptions, spawn};
 use stepmesh_proto::control::{GenerateRequest, generate_event, sequence_event};
 
-/// How long an event is waited for before one looks around.
-const LOOK: Duration = Duration::from_millis(2);
+/// How long an event is waited for before one looks around: seldom, because it takes a CPU from one of the two sides.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A sequence's name in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

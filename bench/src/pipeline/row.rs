@@ -1,7 +1,7 @@
 //! A point of the pipeline suite: what was measured, what the times allow, what the model predicts.
 
-use super::{Options, bare};
 use super::world::World;
+use super::{Options, bare};
 use crate::BenchError;
 use serde::Serialize;
 use std::fmt;

@@ -2,6 +2,7 @@
 //! What they take beyond what the stages allow, the machine takes.
 
 use super::stages::compute;
+use super::world::WARM_UP;
 use crate::{BenchError, Cpus};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,13 +39,12 @@ impl Post {
     }
 }
 
-/// The mean time of so many tokens, behind as many to warm up as there are microbatches.
+/// The mean time of so many tokens behind the first few, as of a run.
 pub(super) fn token(cpus: Cpus, stages: &Stages, tokens: u32) -> Result<Duration, BenchError> {
     let posts = || (0..stages.microbatches).map(|_| Post::default()).collect::<Vec<_>>();
     let (requests, replies) = (posts(), posts());
-    let (latency, warm_up) = (stages.wire / 2, u32::from(stages.microbatches));
-    let rounds = u64::from(stages.layers) * u64::from(warm_up + tokens);
-    let (clock, start_round) = (Clock::system(), u64::from(stages.layers) * u64::from(warm_up));
+    let (clock, latency) = (Clock::system(), stages.wire / 2);
+    let [start_round, rounds] = [WARM_UP, WARM_UP + tokens].map(|tokens| u64::from(stages.layers) * u64::from(tokens));
     let attention = |over: &AtomicBool| {
         let mut start_ns = 0;
         for round in 0..rounds {

@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// Beyond the time that a run should take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Tokens of each sequence before those that are timed: the pipeline fills.
-const WARM_UP: u32 = 2;
+pub(super) const WARM_UP: u32 = 2;
 
 pub(super) struct World {
     drive: Drive,

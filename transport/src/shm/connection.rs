@@ -101,7 +101,9 @@ impl Connection {
             while completions.len() < limit
                 && let Some(immediate) = consumer.next()?
             {
-                completions.push(Completion::Immediate { link, lane, immediate });
+                // Not `push`: so it is made where it stays.
+                let arrived = std::iter::once(immediate);
+                completions.extend(arrived.map(|immediate| Completion::Immediate { link, lane, immediate }));
             }
             if completions.len() > before {
                 consumer.release();

@@ -4,18 +4,18 @@ use super::ring::{CAPACITY, Cells, Consumer, Producer};
 use crate::sync::AtomicU64;
 use std::sync::Arc;
 
-/// A cache line of its own, as an entry is in shared memory.
-#[repr(align(64))]
-struct Line(AtomicU64);
+/// Apart from the entries, as it is in shared memory.
+#[repr(align(128))]
+struct Consumed(AtomicU64);
 
 struct Heap {
-    entries: Box<[Line]>,
-    consumed: Line,
+    entries: Box<[AtomicU64]>,
+    consumed: Consumed,
 }
 
 impl Cells for Arc<Heap> {
     fn entry(&self, index: usize) -> &AtomicU64 {
-        &self.entries[index].0
+        &self.entries[index]
     }
 
     fn consumed(&self) -> &AtomicU64 {
@@ -31,8 +31,8 @@ pub struct Ring {
 
 impl Default for Ring {
     fn default() -> Self {
-        let line = || Line(AtomicU64::new(0));
-        let heap = Arc::new(Heap { entries: (0..CAPACITY).map(|_| line()).collect(), consumed: line() });
+        let entries = (0..CAPACITY).map(|_| AtomicU64::new(0)).collect();
+        let heap = Arc::new(Heap { entries, consumed: Consumed(AtomicU64::new(0)) });
         Self { producer: Producer::new(heap.clone()), consumer: Consumer::new(heap) }
     }
 }

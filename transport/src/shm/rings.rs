@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 /// What never shares a cache line: two lines, because neighbours are fetched in pairs.
 const APART: usize = 128;
-const ENTRY: usize = 64;
-const RING: usize = APART + CAPACITY * ENTRY;
+const ENTRY: usize = size_of::<AtomicU64>();
+const RING: usize = APART + (CAPACITY * ENTRY).next_multiple_of(APART);
 /// The farewells of both directions come first.
 const RINGS: usize = 2 * APART;
 
@@ -123,7 +123,7 @@ pub(super) fn other(side: Side) -> Side {
 impl Words {
     fn word(&self, offset: usize) -> &AtomicU64 {
         debug_assert!(offset < RING);
-        // SAFETY: `RING` bytes from `self.ring` lie inside the mapping that is kept alive; offsets are multiples of 64;
+        // SAFETY: `RING` bytes from `self.ring` lie inside the mapping that is kept alive; offsets are multiples of 8;
         // every access by either process is atomic.
         unsafe { sync::word(self.ring.add(offset)) }
     }

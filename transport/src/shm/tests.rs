@@ -375,7 +375,7 @@ proptest! {
     fn packets_of_any_bytes_are_read_or_refused(bytes: Vec<u8>, kind in 0u8..8) {
         let _ = Packet::decode(&bytes);
         let _ = LinkDescriptor::decode(&bytes);
-        let framed = [b"SMSH\x01", &[kind][..], &bytes[..]].concat();
+        let framed = [b"SMSH\x02", &[kind][..], &bytes[..]].concat();
         if let Ok(packet) = Packet::decode(&framed) {
             prop_assert_eq!(packet.encode(), framed);
         }

@@ -3,7 +3,7 @@
 use crate::{Access, Provider, Side, TransportError};
 
 const MAGIC: [u8; 4] = *b"SMSH";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// How a peer finds the other half of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -309,7 +309,9 @@ impl Header {
 
     /// Writes the header to the front of `out` and returns its length.
     ///
-    /// By words, as the checksum and the copy to the peer read them: a load that spans two stores waits for both.
+    /// By words, as the checksum and the copy to the peer read them, and inline, for fields that the caller has just set: a load
+    /// that spans two stores waits for both.
+    #[inline]
     pub fn encode(&self, out: &mut [u8; HEADER_MAX_BYTES]) -> usize {
         let bytes = self.encoded_bytes();
         let (fixed, parts) = out.split_at_mut(HEADER_FIXED_BYTES);

@@ -114,7 +114,7 @@ impl Tickets {
         slot.waiting[peer] = false;
         slot.missing -= 1;
         self.replies += 1;
-        if slot.failure.is_none() {
+        if failure.is_some() && slot.failure.is_none() {
             slot.failure = failure;
         }
         true

@@ -50,7 +50,7 @@ pub(super) fn token(cpus: Cpus, stages: &Stages, tokens: u32) -> Result<Duration
         for round in 0..rounds {
             for (request, reply) in requests.iter().zip(&replies) {
                 reply.arrive(round, latency, &clock, over)?;
-                compute(&clock, stages.attention);
+                compute(&clock, clock.now(), stages.attention);
                 request.post(round + 1, &clock);
             }
             if round == start_round {
@@ -60,7 +60,7 @@ pub(super) fn token(cpus: Cpus, stages: &Stages, tokens: u32) -> Result<Duration
         // As far into a round as the start was.
         for reply in &replies {
             reply.arrive(rounds, latency, &clock, over)?;
-            compute(&clock, stages.attention);
+            compute(&clock, clock.now(), stages.attention);
         }
         Ok(Duration::from_nanos(clock.now_ns() - start_ns) / tokens)
     };
@@ -68,7 +68,7 @@ pub(super) fn token(cpus: Cpus, stages: &Stages, tokens: u32) -> Result<Duration
         for round in 1..=rounds {
             for (request, reply) in requests.iter().zip(&replies) {
                 request.arrive(round, latency, &clock, over)?;
-                compute(&clock, stages.ffn);
+                compute(&clock, clock.now(), stages.ffn);
                 reply.post(round, &clock);
             }
         }

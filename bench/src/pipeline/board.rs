@@ -18,11 +18,8 @@ pub(super) struct Words {
     pub(super) over: AtomicU64,
     /// Not zero: neither side works, so that the two CPUs are free.
     rests: AtomicU64,
-    /// What a stage takes, and has taken, in nanoseconds: attention, FFN.
-    pub(super) stage_ns: [AtomicU64; 2],
-    pub(super) busy_ns: [AtomicU64; 2],
-    /// CPU time that the threads of the stages have used, in nanoseconds.
-    pub(super) cpu_ns: [AtomicU64; 2],
+    /// Attention, FFN.
+    pub(super) sides: [Side; 2],
     pub(super) ways: [Way; 2],
 }
 
@@ -40,9 +37,18 @@ impl Words {
     }
 }
 
+/// What a side's stage takes, and has taken. Apart from the other's.
+#[repr(C, align(128))]
+pub(super) struct Side {
+    pub(super) stage_ns: AtomicU64,
+    pub(super) busy_ns: AtomicU64,
+    /// CPU time that the stage's thread has used.
+    pub(super) cpu_ns: AtomicU64,
+}
+
 /// One direction of the wire between two ends with one link of one lane: when each immediate was posted, in order, by the
 /// clock of its sender.
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub(super) struct Way {
     pub(super) latency_ns: AtomicU64,
     posted: AtomicU64,

@@ -116,22 +116,20 @@ pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Ro
     Ok(())
 }
 
-/// What the software takes by itself, from stages and a wire that take no time: of one microbatch a layer's round, of
-/// several what the busier side does for each.
+/// What software and machine add to stages as long as the budget's, behind which nothing is in the caches any more: of one
+/// microbatch a layer's round over a wire that takes no time, of several what a busy side does for each.
 fn overhead(options: &Options, microbatches: u16) -> Result<Overhead, BenchError> {
     if options.clock == Clock::Virtual {
         return Ok(Overhead { per_round: Duration::ZERO, per_microbatch: Duration::ZERO });
     }
-    let layer = |microbatches: u16| {
-        let nothing = Stages {
-            attention: Duration::ZERO,
-            ffn: Duration::ZERO,
-            wire: Duration::ZERO,
-            microbatches,
-            layers: LAYERS,
-        };
+    let added = |microbatches: u16, ffn: Duration| {
+        let stages = Stages { attention: STAGE, ffn, wire: Duration::ZERO, microbatches, layers: LAYERS };
         let mut world = World::start(options, LAYERS, microbatches)?;
-        Ok::<_, BenchError>(world.run(&nothing, 20 * options.tokens)?.token / LAYERS)
+        let token = world.run(&stages, 2 * options.tokens)?.token;
+        Ok::<_, BenchError>(token.saturating_sub(stages.ideal()) / LAYERS)
     };
-    Ok(Overhead { per_round: layer(1)?, per_microbatch: layer(microbatches)? / u32::from(microbatches) })
+    Ok(Overhead {
+        per_round: added(1, STAGE)?,
+        per_microbatch: added(microbatches, Duration::ZERO)? / u32::from(microbatches),
+    })
 }

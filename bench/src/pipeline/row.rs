@@ -72,7 +72,7 @@ pub struct Row {
     pub tpot_us_of_runs: Vec<f64>,
     /// What the stages allow.
     pub ideal_us: f64,
-    /// What the model makes of the stages and of the overhead that was measured with stages that take no time.
+    /// What the model makes of the stages and of the overhead that was measured with each side busy by itself.
     pub predicted_us: f64,
     /// ideal / measured.
     pub efficiency: f64,

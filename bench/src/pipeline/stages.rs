@@ -4,7 +4,7 @@
 use super::board::Board;
 use crate::cpus::thread_time;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stepmesh_model::{AttentionStage, Dtype, FfnInput, FfnStage, KvCache, ModelConfig, ModelError, Row, Shard};
 use stepmesh_transport::Clock;
 
@@ -37,33 +37,35 @@ impl Pace {
     }
 
     pub(super) fn set(&self, time: Duration) {
-        self.board.stage_ns[self.end].store(time.as_nanos() as u64, Ordering::Relaxed);
+        self.board.sides[self.end].stage_ns.store(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Time spent computing so far.
     pub(super) fn busy(&self) -> Duration {
-        Duration::from_nanos(self.board.busy_ns[self.end].load(Ordering::Relaxed))
+        Duration::from_nanos(self.board.sides[self.end].busy_ns.load(Ordering::Relaxed))
     }
 
-    /// CPU time that the stage's thread had used when the stage was last at its end.
+    /// CPU time that the stage's thread had used when the stage last began.
     pub(super) fn cpu(&self) -> Duration {
-        Duration::from_nanos(self.board.cpu_ns[self.end].load(Ordering::Relaxed))
+        Duration::from_nanos(self.board.sides[self.end].cpu_ns.load(Ordering::Relaxed))
     }
 
     fn spend(&self) {
-        let time = Duration::from_nanos(self.board.stage_ns[self.end].load(Ordering::Relaxed));
+        let side = &self.board.sides[self.end];
+        let time = Duration::from_nanos(side.stage_ns.load(Ordering::Relaxed));
         if time.is_zero() {
             return;
         }
-        let spent = compute(&self.clock, time);
-        self.board.busy_ns[self.end].fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
-        self.board.cpu_ns[self.end].store(thread_time().as_nanos() as u64, Ordering::Relaxed);
+        let start = self.clock.now();
+        // Asked for while the stage lasts: the kernel is, and what follows a stage waits for it.
+        side.cpu_ns.store(thread_time().as_nanos() as u64, Ordering::Relaxed);
+        let spent = compute(&self.clock, start, time);
+        side.busy_ns.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
-/// Takes a time: sleeps most of it and spins the rest. The time that it took.
-pub(super) fn compute(clock: &Clock, time: Duration) -> Duration {
-    let start = clock.now();
+/// Takes a time from `start` on: sleeps most of it and spins the rest. The time that it took.
+pub(super) fn compute(clock: &Clock, start: Instant, time: Duration) -> Duration {
     if clock.is_manual() {
         clock.advance(time);
     } else if time > MARGIN {

@@ -193,9 +193,8 @@ impl End {
         post(&mut *self.endpoint, self.link, &mut self.seen, &work)
     }
 
-    /// Writes `bytes` to the begin of the peer's memory, of which the last says `turn`, and tells nobody.
-    pub(super) fn write(&mut self, bytes: usize, turn: u8) -> Result<(), BenchError> {
-        byte(&self.source, bytes - 1)?.store(turn, Ordering::Relaxed);
+    /// Writes `bytes` to the begin of the peer's memory, and tells nobody.
+    pub(super) fn write(&mut self, bytes: usize) -> Result<(), BenchError> {
         let op = Op::Write {
             source: Source::region(&self.source, 0..bytes),
             remote: Remote { region: &self.target, offset: 0 },
@@ -203,9 +202,9 @@ impl End {
         post(&mut *self.endpoint, self.link, &mut self.seen, &Work { op, signal: None })
     }
 
-    /// The last of `bytes` bytes at the begin of this end's memory, which the peer writes.
-    pub(super) fn last_byte(&self, bytes: usize) -> Result<&AtomicU8, BenchError> {
-        byte(&self.landing, bytes - 1)
+    /// What is sent, and where the peer's bytes land.
+    pub(super) fn memory(&self) -> [Region; 2] {
+        [self.source.clone(), self.landing.clone()]
     }
 
     /// Sends a bare immediate.
@@ -264,7 +263,7 @@ impl End {
 }
 
 /// A byte of a region, as memory that others write or read at the same time.
-fn byte(region: &Region, offset: usize) -> Result<&AtomicU8, BenchError> {
+pub(super) fn byte(region: &Region, offset: usize) -> Result<&AtomicU8, BenchError> {
     let place = region.at(offset..offset + 1)?;
     // SAFETY: one byte of a region that lives as long as the borrow; the device stores it as a whole.
     Ok(unsafe { AtomicU8::from_ptr(place.as_ptr()) })

@@ -2,10 +2,10 @@
 //! side polls the byte that lands last.
 
 use super::Mode;
-use super::pair::{End, Pair};
+use super::pair::{End, Pair, byte};
 use crate::timing::{Timing, measure};
 use crate::{BenchError, Cpus};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 const STROKE: u32 = 0;
@@ -50,27 +50,33 @@ const LOOKS: usize = 1 << 12;
 
 /// Plays with plain writes for a while.
 pub(super) fn play_plain(pair: &mut Pair, cpus: Cpus, bytes: usize, budget: Duration) -> Result<Timing, BenchError> {
-    for end in &pair.ends {
-        end.last_byte(bytes)?.store(0, Ordering::Release);
-    }
+    let memory = pair.ends.each_ref().map(End::memory);
+    let last = |region| byte(region, bytes - 1);
+    let [[a_sends, a_gets], [b_sends, b_gets]] = &memory;
+    let (a_sends, a_gets, b_sends, b_gets) = (last(a_sends)?, last(a_gets)?, last(b_sends)?, last(b_gets)?);
+    a_gets.store(0, Ordering::Release);
+    b_gets.store(0, Ordering::Release);
     let [a, b] = &mut pair.ends;
     let (timing, ()) = cpus.duel(
         |over| {
             let mut turn = 0;
             let timing = measure(budget, || {
                 turn = (turn + 1) % LAST_TURN;
-                a.write(bytes, turn)?;
-                await_byte(a, bytes, over, |found| found == turn).map(drop)
+                a_sends.store(turn, Ordering::Relaxed);
+                a.write(bytes)?;
+                await_byte(a, a_gets, over, |found| found == turn).map(drop)
             })?;
-            a.write(bytes, LAST_TURN)?;
-            await_byte(a, bytes, over, |found| found == LAST_TURN)?;
+            a_sends.store(LAST_TURN, Ordering::Relaxed);
+            a.write(bytes)?;
+            await_byte(a, a_gets, over, |found| found == LAST_TURN)?;
             Ok(timing)
         },
         |over| {
             let mut turn = 0;
             while turn != LAST_TURN {
-                turn = await_byte(b, bytes, over, |found| found != turn)?;
-                b.write(bytes, turn)?;
+                turn = await_byte(b, b_gets, over, |found| found != turn)?;
+                b_sends.store(turn, Ordering::Relaxed);
+                b.write(bytes)?;
             }
             b.attend(over)
         },
@@ -78,10 +84,15 @@ pub(super) fn play_plain(pair: &mut Pair, cpus: Cpus, bytes: usize, budget: Dura
     Ok(timing)
 }
 
-/// Spins until the last byte is as wanted.
-fn await_byte(end: &mut End, bytes: usize, over: &AtomicBool, wanted: impl Fn(u8) -> bool) -> Result<u8, BenchError> {
+/// Spins until a byte is as wanted.
+#[inline]
+fn await_byte(
+    end: &mut End,
+    byte: &AtomicU8,
+    over: &AtomicBool,
+    wanted: impl Fn(u8) -> bool,
+) -> Result<u8, BenchError> {
     loop {
-        let byte = end.last_byte(bytes)?;
         for _ in 0..LOOKS {
             let found = byte.load(Ordering::Acquire);
             if wanted(found) {

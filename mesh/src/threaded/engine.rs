@@ -301,9 +301,11 @@ fn run<M: Driven>(shared: &Shared<M>, spin: Duration) -> Result<(), MeshError> {
             baton.await_departure(|| std::thread::park_timeout(NAP));
             continue;
         };
-        mesh.poll()?;
+        // Said before the member is let go: who takes it next finds that it has ended.
+        mesh.poll().map_err(|error| shared.end(error))?;
         if busy_at.elapsed() >= 2 * spin {
-            baton.sleep_with(&mut *mesh, |mesh| mesh.member().sleep(Instant::now() + NAP))?;
+            let slept = baton.sleep_with(&mut *mesh, |mesh| mesh.member().sleep(Instant::now() + NAP));
+            slept.map_err(|error| shared.end(error))?;
             // What woke it may be followed by more.
             busy_at = Instant::now();
             continue;

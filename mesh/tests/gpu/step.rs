@@ -97,9 +97,7 @@ pub(crate) fn serve(mut mesh: FfnMesh, replays: u32) {
     let started = Instant::now();
     for replay in 0..replays {
         captured.graph.launch(&captured.stream).unwrap();
-        while !step.run(&mut mesh, &mut Work(usize::MAX), Duration::from_millis(100)).unwrap() {
-            assert!(started.elapsed() < PATIENCE, "replay {replay}");
-        }
+        assert!(step.run(&mut mesh, &mut Work(usize::MAX), PATIENCE).unwrap(), "replay {replay}");
         finish(&captured.stream);
     }
     while mesh.is_complete() && started.elapsed() < PATIENCE {
@@ -116,12 +114,7 @@ pub(crate) fn serve_and_vanish(mut mesh: FfnMesh, replays: u32, transfers_of_las
     for replay in 0..=replays {
         captured.graph.launch(&captured.stream).unwrap();
         let mut work = Work(if replay < replays { usize::MAX } else { transfers_of_last });
-        let outcome = loop {
-            match step.run(&mut mesh, &mut work, Duration::from_millis(100)) {
-                Ok(false) => {}
-                outcome => break outcome,
-            }
-        };
+        let outcome = step.run(&mut mesh, &mut work, PATIENCE);
         assert_eq!(outcome.is_ok(), replay < replays, "{outcome:?}");
         finish(&captured.stream);
     }

@@ -1,10 +1,10 @@
 //! A ring of immediates from one producer to one consumer that do not trust each other.
 //!
 //! An entry is one word: the lap that it was written in, and the immediate. The consumer sees from the lap alone whether
-//! the entry at its position is new, so a message moves one cache line and no shared head; and eight in a row move the same
-//! line, which both cores have at hand. What the other side may have scribbled over is read once and checked: an entry of another lap than this or
-//! the one before, or a consumer that claims more than was produced, is [`Nonsense`]; no index ever comes from the
-//! other side.
+//! the entry at its position is new, so a message moves one cache line and no shared head; and eight in a row move the
+//! same line, which both cores have at hand. What the other side may have scribbled over is read once and checked: an
+//! entry of another lap than this or the one before, or a consumer that claims more than was produced, is [`Nonsense`];
+//! no index ever comes from the other side.
 //!
 //! The words are reached through [`Cells`], so that the logic can be run over any atomics.
 

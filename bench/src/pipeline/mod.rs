@@ -101,9 +101,11 @@ pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Ro
     let mut world: Option<(World, u16, Overhead)> = None;
     for (number, stages) in options.points.iter().enumerate() {
         tell(progress, Progress::Taking { number, of: options.points.len(), attempt: 1 })?;
-        let (world, _, overhead) = match world.take() {
-            Some(same) if same.1 == stages.microbatches => world.insert(same),
-            _ => {
+        // Another has to be gone: its threads spin on the same two CPUs.
+        let same = world.take().filter(|(_, microbatches, _)| *microbatches == stages.microbatches);
+        let (world, _, overhead) = match same {
+            Some(same) => world.insert(same),
+            None => {
                 let overhead = overhead(options, stages.microbatches)?;
                 let fresh = World::start(options, stages.layers, stages.microbatches)?;
                 world.insert((fresh, stages.microbatches, overhead))

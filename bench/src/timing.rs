@@ -2,12 +2,23 @@
 
 use crate::BenchError;
 use hdrhistogram::Histogram;
+use serde::Serialize;
 use std::time::{Duration, Instant};
 
 /// Below this a round is not timed alone: reading the clock would be a good part of it.
 const CLOCK_IS_CHEAP: Duration = Duration::from_micros(1);
 /// Rounds that are timed together then.
 const TOGETHER: u32 = 16;
+
+/// What stands for a distribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Statistic {
+    /// Its middle.
+    Median,
+    /// All time / all rounds.
+    Mean,
+}
 
 /// The middle, the tail and the mean of a distribution.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +29,14 @@ pub(crate) struct Timing {
 }
 
 impl Timing {
+    /// What stands for all.
+    pub(crate) fn told_by(&self, statistic: Statistic) -> f64 {
+        match statistic {
+            Statistic::Median => self.p50_us,
+            Statistic::Mean => self.mean_us,
+        }
+    }
+
     /// One after the other.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
@@ -84,14 +103,14 @@ fn microseconds(histogram: &Histogram<u64>, quantile: f64) -> f64 {
 pub(crate) struct Measured {
     /// Of single rounds.
     pub(crate) singles: Times,
-    pub(crate) p50_us: f64,
+    /// The middle and the mean as [`measure`] says, the tail of single rounds.
+    pub(crate) timing: Timing,
 }
 
 /// Calls `round` for a while after a warm-up. The median of rounds faster than a microsecond is that of the means of 16
-/// in a row; the tail is always of single rounds.
+/// in a row, and the mean is that of all of these; the tail is always of single rounds.
 pub(crate) fn measure(budget: Duration, round: impl FnMut() -> Result<(), BenchError>) -> Result<Timing, BenchError> {
-    let Measured { singles, p50_us } = measure_all(budget, round)?;
-    Ok(Timing { p50_us, ..singles.timing() })
+    Ok(measure_all(budget, round)?.timing)
 }
 
 /// As [`measure`], with all single rounds.
@@ -104,13 +123,13 @@ pub(crate) fn measure_all(
     let fast = singles.timing().p50_us < CLOCK_IS_CHEAP.as_secs_f64() * 1e6;
     singles = Times::new()?;
     repeat(budget, 1, &mut singles, &mut round)?;
-    let mut p50_us = singles.timing().p50_us;
+    let mut timing = singles.timing();
     if fast {
         let mut blocks = Times::new()?;
         repeat(budget, TOGETHER, &mut blocks, &mut round)?;
-        p50_us = blocks.timing().p50_us;
+        timing = Timing { p99_us: timing.p99_us, ..blocks.timing() };
     }
-    Ok(Measured { singles, p50_us })
+    Ok(Measured { singles, timing })
 }
 
 fn repeat(

@@ -22,6 +22,7 @@ mod error;
 #[path = "../../fuzz/inputs.rs"]
 mod fuzz_inputs;
 mod gate;
+mod looks;
 mod memory;
 mod monotonic;
 mod region;
@@ -42,6 +43,7 @@ pub use endpoint::{
 };
 pub use error::{PostError, TransportError};
 pub use gate::GateSet;
+pub use looks::between_looks;
 pub use memory::{DmaBuf, HostMemory, Memory};
 pub use region::{Access, AddressSpace, Placement, Region, RemoteRegion, page_bytes, round_to_page};
 

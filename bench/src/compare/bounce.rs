@@ -2,6 +2,7 @@
 
 use super::{Comparison, Libfabric, Ucx, UcxTest, turns};
 use crate::floor::Perftest;
+use crate::timing::Statistic;
 use crate::transport::{Mode, Pair};
 use crate::{BenchError, Cpus};
 use std::time::Duration;
@@ -54,6 +55,15 @@ impl Bouncer {
         }
     }
 
+    /// What it tells, and what of ours is set beside it.
+    fn statistic(&self, provider: Provider) -> Statistic {
+        match self {
+            Self::Ucx(..) => Ucx::statistic(provider),
+            Self::Libfabric(_) => Statistic::Mean,
+            Self::Perftest(_) => Statistic::Median,
+        }
+    }
+
     fn round_trip_us(&self, pair: &Pair, bytes: usize, cpus: Cpus, budget: Duration) -> Result<f64, BenchError> {
         match self {
             Self::Ucx(ucx, test) => ucx.round_trip_us(*test, pair.provider, bytes, cpus, budget),
@@ -77,11 +87,14 @@ pub(crate) fn beside(
 ) -> Result<Vec<Result<Comparison, BenchError>>, BenchError> {
     let found = turns::take(peers, rounds, |peer| {
         let ours = pair.round_trip(peer.is_plain(pair.provider), Mode::Copy, bytes, cpus, budget)?;
-        Ok((ours.p50_us, peer.round_trip_us(pair, bytes, cpus, budget)))
+        Ok((ours.told_by(peer.statistic(pair.provider)), peer.round_trip_us(pair, bytes, cpus, budget)))
     })?;
     let provider = pair.provider;
     let comparison = |(peer, found): (&Bouncer, Result<_, _>)| {
-        found.map(|figures| Comparison::new(peer.name(), peer.version(), provider, Mode::Copy, [bytes; 2], figures))
+        let statistic = peer.statistic(provider);
+        let new =
+            |rounds| Comparison::new(peer.name(), peer.version(), provider, Mode::Copy, [bytes; 2], statistic, rounds);
+        found.map(new)
     };
     Ok(peers.iter().zip(found).map(comparison).collect())
 }

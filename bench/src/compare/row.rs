@@ -1,12 +1,13 @@
 //! What comparing found, in JSON and as lines of a table.
 
 use super::turns::{self, Rounds};
+use crate::timing::Statistic;
 use crate::transport::Mode;
 use serde::Serialize;
 use std::fmt;
 use stepmesh_transport::Provider;
 
-/// One peer next to ours, at one size: the medians of the round with the middle ratio.
+/// One peer next to ours, at one size: the round with the middle ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     /// The peer and what of it: `ucx_put`.
@@ -21,9 +22,12 @@ pub struct Comparison {
     pub bytes: usize,
     /// Bytes back.
     pub reply_bytes: usize,
-    /// The peer's round trip. A peer that reports one way is counted twice.
+    /// What of the round trips is compared: the median, but the mean where that is all that the peer tells, or all that it
+    /// tells well.
+    pub statistic: Statistic,
+    /// The peer's round trip, by that statistic. A peer that reports one way is counted twice.
     pub peer_p50_us: f64,
-    /// Our round trip.
+    /// Our round trip, by the same.
     pub ours_p50_us: f64,
     /// Ours / the peer's.
     pub ratio: f64,
@@ -39,6 +43,7 @@ impl Comparison {
         provider: Provider,
         mode: Mode,
         [bytes, reply_bytes]: [usize; 2],
+        statistic: Statistic,
         rounds: Rounds,
     ) -> Self {
         let [ours_p50_us, peer_p50_us] = turns::middle(&rounds);
@@ -49,6 +54,7 @@ impl Comparison {
             mode,
             bytes,
             reply_bytes,
+            statistic,
             peer_p50_us,
             ours_p50_us,
             ratio: ours_p50_us / peer_p50_us,

@@ -2,6 +2,7 @@
 
 use super::{Bouncer, Comparison, Echo, Failure, Libfabric, Line, ROUNDS, System, Ucx, UcxTest, beside, turns};
 use crate::progress::{Progress, Watcher, keep, tell};
+use crate::timing::Statistic;
 use crate::transport::{Mode, Pair};
 use crate::{BenchError, Cpus, Report, floor, pushpull};
 use std::path::Path;
@@ -180,7 +181,7 @@ fn beside_mesh(
     })?;
     let comparison = |(peer, found): (&Echo, Result<_, _>)| {
         let (name, bytes) = (peer.system.name(), bytes.map(|bytes| bytes as usize));
-        found.map(|figures| Comparison::new(name, &peer.version, provider, mode, bytes, figures))
+        found.map(|figures| Comparison::new(name, &peer.version, provider, mode, bytes, Statistic::Median, figures))
     };
     Ok(peers.iter().zip(found).map(comparison).collect())
 }

@@ -157,8 +157,7 @@ impl<'a, A: AttentionEnd> Player<'a, A> {
                 None => break,
             }
         }
-        let p50_us = singles.timing().p50_us;
-        Ok(Measured { singles, p50_us })
+        Ok(Measured { timing: singles.timing(), singles })
     }
 
     fn watched(&mut self, budget: Duration) -> Result<Phases, BenchError> {

@@ -124,7 +124,7 @@ pub struct Budget {
 /// The median of a round, alone.
 pub(super) fn round_us(options: &Options, plan: &Plan) -> Result<f64, BenchError> {
     let Deployment { attention, ffn } = join(options, plan, SPIN)?;
-    Ok(duel(options, plan, attention, ffn)?.0.measured.p50_us)
+    Ok(duel(options, plan, attention, ffn)?.0.measured.timing.p50_us)
 }
 
 /// Takes a row between two measurements of its floor.
@@ -147,7 +147,7 @@ pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row
     let after = bare(options, plan)?;
     let medians = [before, after].map(|floor| floor.map_or(1.0, |(_, timing)| timing.p50_us));
     let floor = before.map(|(name, _)| Floor { name, p50_us: medians.iter().sum::<f64>() / 2.0 });
-    let p50_us = played.measured.p50_us;
+    let p50_us = played.measured.timing.p50_us;
     let under_way = usize::from(options.microbatches) * options.attention as usize;
     let tail = played.measured.singles.tail(p50_us / under_way as f64);
     let [a2f_bytes, f2a_bytes] = plan.payload.bytes();

@@ -193,18 +193,15 @@ impl End {
         post(&mut *self.endpoint, self.link, &mut self.seen, &work)
     }
 
-    /// Writes `bytes` to the begin of the peer's memory, and tells nobody.
-    pub(super) fn write(&mut self, bytes: usize) -> Result<(), BenchError> {
-        let op = Op::Write {
-            source: Source::region(&self.source, 0..bytes),
-            remote: Remote { region: &self.target, offset: 0 },
-        };
-        post(&mut *self.endpoint, self.link, &mut self.seen, &Work { op, signal: None })
+    /// Does a work that was prepared beforehand.
+    #[inline]
+    pub(super) fn post(&mut self, work: &Work<'_>) -> Result<(), BenchError> {
+        post(&mut *self.endpoint, self.link, &mut self.seen, work)
     }
 
-    /// What is sent, and where the peer's bytes land.
-    pub(super) fn memory(&self) -> [Region; 2] {
-        [self.source.clone(), self.landing.clone()]
+    /// What plain writes take place in.
+    pub(super) fn memory(&self) -> Memory {
+        Memory { source: self.source.clone(), landing: self.landing.clone(), target: self.target.clone() }
     }
 
     /// Sends a bare immediate.
@@ -257,13 +254,32 @@ impl End {
             if let Some(immediate) = self.look(over)? {
                 return Ok(immediate);
             }
-            // No hint to the processor, as UCX and perftest give none: it takes as long as several looks.
         }
     }
 }
 
+/// The memory of an end.
+pub(super) struct Memory {
+    source: Region,
+    landing: Region,
+    target: RemoteRegion,
+}
+
+impl Memory {
+    /// A write of the first `bytes` to the begin of the peer's memory, which nobody is told of.
+    pub(super) fn write(&self, bytes: usize) -> Work<'_> {
+        let source = Source::region(&self.source, 0..bytes);
+        Work { op: Op::Write { source, remote: Remote { region: &self.target, offset: 0 } }, signal: None }
+    }
+
+    /// The byte that such a write moves last: here, and of what the peer writes.
+    pub(super) fn flags(&self, bytes: usize) -> Result<[&AtomicU8; 2], BenchError> {
+        Ok([byte(&self.source, bytes - 1)?, byte(&self.landing, bytes - 1)?])
+    }
+}
+
 /// A byte of a region, as memory that others write or read at the same time.
-pub(super) fn byte(region: &Region, offset: usize) -> Result<&AtomicU8, BenchError> {
+fn byte(region: &Region, offset: usize) -> Result<&AtomicU8, BenchError> {
     let place = region.at(offset..offset + 1)?;
     // SAFETY: one byte of a region that lives as long as the borrow; the device stores it as a whole.
     Ok(unsafe { AtomicU8::from_ptr(place.as_ptr()) })

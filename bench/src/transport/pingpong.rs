@@ -2,11 +2,12 @@
 //! side polls the byte that lands last.
 
 use super::Mode;
-use super::pair::{End, Pair, byte};
+use super::pair::{End, Pair};
 use crate::timing::{Timing, measure};
 use crate::{BenchError, Cpus};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
+use stepmesh_transport::between_looks;
 
 const STROKE: u32 = 0;
 const LAST: u32 = 1;
@@ -50,10 +51,10 @@ const LOOKS: usize = 1 << 12;
 
 /// Plays with plain writes for a while.
 pub(super) fn play_plain(pair: &mut Pair, cpus: Cpus, bytes: usize, budget: Duration) -> Result<Timing, BenchError> {
-    let memory = pair.ends.each_ref().map(End::memory);
-    let last = |region| byte(region, bytes - 1);
-    let [[a_sends, a_gets], [b_sends, b_gets]] = &memory;
-    let (a_sends, a_gets, b_sends, b_gets) = (last(a_sends)?, last(a_gets)?, last(b_sends)?, last(b_gets)?);
+    let [of_a, of_b] = pair.ends.each_ref().map(End::memory);
+    let ([a_sends, a_gets], [b_sends, b_gets]) = (of_a.flags(bytes)?, of_b.flags(bytes)?);
+    // As perftest does, the work is prepared once.
+    let (from_a, from_b) = (of_a.write(bytes), of_b.write(bytes));
     a_gets.store(0, Ordering::Release);
     b_gets.store(0, Ordering::Release);
     let [a, b] = &mut pair.ends;
@@ -63,11 +64,11 @@ pub(super) fn play_plain(pair: &mut Pair, cpus: Cpus, bytes: usize, budget: Dura
             let timing = measure(budget, || {
                 turn = (turn + 1) % LAST_TURN;
                 a_sends.store(turn, Ordering::Relaxed);
-                a.write(bytes)?;
+                a.post(&from_a)?;
                 await_byte(a, a_gets, over, |found| found == turn).map(drop)
             })?;
             a_sends.store(LAST_TURN, Ordering::Relaxed);
-            a.write(bytes)?;
+            a.post(&from_a)?;
             await_byte(a, a_gets, over, |found| found == LAST_TURN)?;
             Ok(timing)
         },
@@ -76,7 +77,7 @@ pub(super) fn play_plain(pair: &mut Pair, cpus: Cpus, bytes: usize, budget: Dura
             while turn != LAST_TURN {
                 turn = await_byte(b, b_gets, over, |found| found != turn)?;
                 b_sends.store(turn, Ordering::Relaxed);
-                b.write(bytes)?;
+                b.post(&from_b)?;
             }
             b.attend(over)
         },
@@ -98,7 +99,7 @@ fn await_byte(
             if wanted(found) {
                 return Ok(found);
             }
-            // No hint to the processor, as perftest gives none: under emulation it costs more than the look.
+            between_looks();
         }
         end.look(over)?;
     }

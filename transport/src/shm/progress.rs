@@ -5,7 +5,7 @@ use super::endpoint::ShmEndpoint;
 use super::link::{Link, State};
 use super::ring::Nonsense;
 use super::watch::Source;
-use crate::{Completion, Disconnect, LinkId, Side, TransportError};
+use crate::{Completion, Disconnect, LinkId, Side, TransportError, between_looks};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,11 @@ impl ShmEndpoint {
                 self.report(limit, completions);
             }
         }
-        Ok(completions.len() - before)
+        let found = completions.len() - before;
+        if found == 0 {
+            between_looks();
+        }
+        Ok(found)
     }
 
     #[inline(never)]

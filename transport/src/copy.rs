@@ -1,11 +1,12 @@
 //! The one place where payload bytes move, and the choice of how.
 //!
 //! Where the target's lines are in this core's caches, or in one that it shares with the peer's core, plain stores are
-//! fastest. Where they are not, because the peer has read the last transfer to the same place and sits apart, plain stores
-//! fetch every line before they overwrite it, and non-temporal stores are up to three times as fast; but the reader of a small
-//! one then waits for memory instead of a cache. Which is better cannot be known beforehand, and what one copy takes depends on how
-//! the one before it went. So of copies of about one size a few go each way now and then, and the others as the better of the two.
-//! `rep movsb` never won; `docs/benchmarks.md` has the figures.
+//! fastest: by the C library (`rep movsb`, mostly) where source and target are aligned alike and small, by the vector unit where
+//! they are not. Where the lines are elsewhere, because the peer has read the last transfer to the same place and sits apart, plain
+//! stores fetch every line before they overwrite it, and non-temporal stores are up to three times as fast; but the reader of a
+//! small one then waits for memory instead of a cache. Which is best cannot be known beforehand, and what one copy takes depends on
+//! how the one before it went. So of copies of about one size a few go each way now and then, and the others as the best of them.
+//! `docs/benchmarks.md` has the figures.
 
 use std::ptr;
 
@@ -105,53 +106,80 @@ mod streaming {
 
     thread_local! {
         /// This thread's copies, by size: each class is of twice the size of the one before it, and the last of all that are larger.
-        static EXPERIENCES: [Cell<Experience>; 16] = const { [const { Cell::new(Experience::NONE) }; 16] };
+        static EXPERIENCES: [Experience; 16] = const { [const { Experience::none() }; 16] };
+    }
+
+    /// A way to copy.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Way {
+        /// As the C library does.
+        Library,
+        /// By loads and stores of the vector unit.
+        Vector,
+        /// By those, past the caches.
+        Past,
+    }
+
+    impl Way {
+        const ALL: [Self; 3] = [Self::Library, Self::Vector, Self::Past];
     }
 
     /// How copies of about one size go.
-    #[derive(Clone, Copy, Debug)]
+    #[derive(Debug)]
     struct Experience {
         /// Since the last trials began.
-        copies: u32,
-        /// What those that were timed took, in ticks a KiB: plainly, and past the caches. Sorted when a trial is over.
-        took: [[u64; TIMED]; 2],
+        copies: Cell<u32>,
+        /// How those after the trials go.
+        best: Cell<Way>,
+        /// What those that were timed took, in ticks a KiB, each way. Sorted when a trial is over.
+        took: [Cell<[u64; TIMED]>; Way::ALL.len()],
     }
 
     impl Experience {
-        const NONE: Self = Self { copies: 0, took: [[0; TIMED]; 2] };
+        const fn none() -> Self {
+            let took = [const { Cell::new([0; TIMED]) }; Way::ALL.len()];
+            Self { copies: Cell::new(0), best: Cell::new(Way::Library), took }
+        }
 
-        /// Whether the next copy goes past the caches, from where its reader then fetches it in so many ticks a KiB.
-        fn streams(&self, fetch: u64) -> bool {
-            match self.copies / TRIAL {
-                0 => false,
-                1 => true,
-                _ => self.took[1][TIMED / 2] + fetch < self.took[0][TIMED / 2],
-            }
+        /// How the next copy goes.
+        fn way(&self) -> Way {
+            Way::ALL.get((self.copies.get() / TRIAL) as usize).copied().unwrap_or(self.best.get())
         }
 
         /// Whether it is to be timed.
         fn is_timed(&self) -> bool {
-            self.copies < 2 * TRIAL && self.copies % TRIAL >= TRIAL - TIMED as u32
+            let copies = self.copies.get();
+            copies < Way::ALL.len() as u32 * TRIAL && copies % TRIAL >= TRIAL - TIMED as u32
         }
 
-        /// A copy is over, which took so long if it was timed.
-        fn count(&mut self, len: usize, ticks: u64) {
+        /// A copy is over, which took so long if it was timed. From past the caches its reader fetches it in `fetch` ticks a KiB.
+        fn count(&self, len: usize, ticks: u64, fetch: u64) {
+            let copies = self.copies.get();
             if self.is_timed() {
-                let number = (TRIAL - 1 - self.copies % TRIAL) as usize;
-                let took = &mut self.took[(self.copies / TRIAL) as usize];
+                let number = (TRIAL - 1 - copies % TRIAL) as usize;
+                let cell = &self.took[(copies / TRIAL) as usize];
+                let mut took = cell.get();
                 took[number] = ticks * 1024 / len as u64;
                 if number == 0 {
                     took.sort_unstable();
                 }
+                cell.set(took);
+                if copies + 1 == Way::ALL.len() as u32 * TRIAL {
+                    self.best.set(self.found_best(fetch));
+                }
             }
-            self.copies += 1;
-            if self.copies == PERIOD {
-                self.copies = 0;
-            }
+            self.copies.set(if copies + 1 == PERIOD { 0 } else { copies + 1 });
+        }
+
+        /// What the trials found, the first of equals.
+        fn found_best(&self, fetch: u64) -> Way {
+            let [library, vector, past] = self.took.each_ref().map(|took| took.get()[TIMED / 2]);
+            let (near, cached) = if vector < library { (vector, Way::Vector) } else { (library, Way::Library) };
+            if past + fetch < near { Way::Past } else { cached }
         }
     }
 
-    /// Copies in the way that was found better.
+    /// Copies in the way that was found best.
     ///
     /// # Safety
     /// As for `ptr::copy_nonoverlapping`; at least [`SMALLEST`] bytes.
@@ -160,35 +188,35 @@ mod streaming {
         let fetch = if len < LARGE { fetch_ticks() } else { 0 };
         EXPERIENCES.with(|classes| {
             let class = &classes[((len / SMALLEST).max(1).ilog2() as usize).min(classes.len() - 1)];
-            let mut experience = class.get();
             // SAFETY: the counter is always there.
-            let ticks = || if experience.is_timed() { unsafe { _rdtsc() } } else { 0 };
+            let ticks = || if class.is_timed() { unsafe { _rdtsc() } } else { 0 };
             let before = ticks();
             // SAFETY: the caller's contract.
             unsafe {
-                if experience.streams(fetch) {
-                    stream(source, target, len);
-                } else {
-                    ptr::copy_nonoverlapping(source, target, len);
+                match class.way() {
+                    Way::Library => ptr::copy_nonoverlapping(source, target, len),
+                    Way::Vector => aligned::<false>(source, target, len),
+                    Way::Past => aligned::<true>(source, target, len),
                 }
             }
             let took = ticks().wrapping_sub(before);
-            experience.count(len, took);
-            class.set(experience);
+            class.count(len, took, fetch);
         });
     }
 
-    /// Copies past the caches, and has all of it in memory before any later store.
+    /// Copies by whole lines of the target; `PAST` the caches, has all of it in memory before any later store.
     ///
     /// # Safety
     /// As for `ptr::copy_nonoverlapping`.
-    unsafe fn stream(source: *const u8, target: *mut u8, len: usize) {
+    unsafe fn aligned<const PAST: bool>(source: *const u8, target: *mut u8, len: usize) {
         let head = target.align_offset(LINE).min(len);
         // SAFETY: the caller's contract, for the first bytes and then for the others, whose target is a multiple of a line's size.
         unsafe {
             ptr::copy_nonoverlapping(source, target, head);
-            by_lines::<true>(source.add(head), target.add(head), len - head);
-            _mm_sfence();
+            by_lines::<PAST>(source.add(head), target.add(head), len - head);
+            if PAST {
+                _mm_sfence();
+            }
         }
     }
 
@@ -238,7 +266,7 @@ mod streaming {
         let fastest = (0..8).map(|_| {
             // SAFETY: two vectors of that many bytes.
             unsafe {
-                stream(here.as_ptr(), there.as_mut_ptr(), BYTES);
+                aligned::<true>(here.as_ptr(), there.as_mut_ptr(), BYTES);
                 let before = _rdtsc();
                 ptr::copy_nonoverlapping(there.as_ptr(), here.as_mut_ptr(), BYTES);
                 _rdtsc().wrapping_sub(before)
@@ -257,7 +285,11 @@ mod streaming {
             for (from, to, len) in [(0, 0, 0), (1, 3, 63), (5, 64, 64), (3, 1, 127), (0, 7, 9_999), (11, 0, 16_384)] {
                 let mut target = vec![0; 20_000];
                 // SAFETY: both ranges are inside their vectors.
-                unsafe { stream(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
+                unsafe { aligned::<true>(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
+                assert_eq!(target[to..to + len], source[from..from + len]);
+                assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
+                // SAFETY: as above.
+                unsafe { aligned::<false>(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
                 assert_eq!(target[to..to + len], source[from..from + len]);
                 assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
             }
@@ -279,28 +311,35 @@ mod streaming {
 
         #[test]
         fn copies_go_the_way_that_trials_find_better() {
-            let mut experience = Experience::NONE;
-            for (plain_ticks, stream_ticks, fetch) in
-                [(1000, 2000, 0), (2000, 1000, 0), (1000, 1000, 0), (2000, 1000, 999), (2000, 1000, 1000)]
-            {
-                let mut streamed = 0;
+            let experience = Experience::none();
+            for (took, fetch, best) in [
+                ([1000, 1500, 2000], 0, Way::Library),
+                ([1500, 1000, 2000], 0, Way::Vector),
+                ([2000, 1500, 1000], 0, Way::Past),
+                ([1000, 1000, 1000], 0, Way::Library),
+                ([2000, 2000, 1000], 999, Way::Past),
+                ([2000, 2000, 1000], 1000, Way::Library),
+                ([2000, 1900, 1000], 950, Way::Vector),
+            ] {
+                let mut ways = [0; Way::ALL.len()];
                 for copy in 0..PERIOD {
-                    let streams = experience.streams(fetch);
-                    streamed += u32::from(streams);
+                    let way = experience.way();
+                    ways[way as usize] += 1;
                     // The first of each trial, and one that was interrupted, are not what counts.
                     let odd = if copy % TRIAL < 7 || copy % TRIAL >= TRIAL - 2 { 9 } else { 1 };
-                    experience.count(LARGE, 64 * odd * if streams { stream_ticks } else { plain_ticks });
+                    experience.count(LARGE, 64 * odd * took[way as usize], fetch);
                 }
-                let expected = if stream_ticks + fetch < plain_ticks { PERIOD - TRIAL } else { TRIAL };
-                assert_eq!(streamed, expected, "{plain_ticks} against {stream_ticks} and {fetch}");
+                let others = (Way::ALL.len() as u32 - 1) * TRIAL;
+                let expected = Way::ALL.map(|way| if way == best { PERIOD - others } else { TRIAL });
+                assert_eq!(ways, expected, "{took:?} and {fetch}");
             }
         }
 
         #[test]
-        fn both_ways_copy_the_same() {
+        fn all_ways_copy_the_same() {
             let source: Vec<u8> = (0..100_000u32).map(|i| (i * 31 + i / 256) as u8).collect();
             for len in [SMALLEST, SMALLEST + 1, LARGE - 1, LARGE, 70_001, 100_000] {
-                for _ in 0..2 * TRIAL {
+                for _ in 0..Way::ALL.len() as u32 * TRIAL {
                     let mut target = vec![0; len];
                     // SAFETY: both vectors have so many bytes.
                     unsafe { copy(source.as_ptr(), target.as_mut_ptr(), len) };

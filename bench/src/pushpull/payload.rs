@@ -4,9 +4,10 @@
 use crate::BenchError;
 use crate::transfer::{HIDDEN, TOP_K};
 use crate::transport::Mode;
+use std::ops::Range;
 use stepmesh_mesh::{PartSpec, SendBuffer, SlotLayout};
 use stepmesh_proto::{Dtype, Part};
-use stepmesh_transport::copy_to_slot;
+use stepmesh_transport::{copy_to_slot, page_bytes};
 
 /// Elements that share a scale.
 const SCALED: usize = 128;
@@ -65,29 +66,37 @@ impl Payload {
     }
 }
 
-/// The tensors of an attention instance, where its kernels would have left them.
-pub(super) struct Tensors(Vec<Vec<u8>>);
+/// The tensors of an attention instance, where its kernels would have left them: each begins at a page, as the floor's do.
+pub(super) struct Tensors(Vec<(Vec<u8>, Range<usize>)>);
 
 impl Tensors {
     pub(super) fn new(parts: &[Part], seed: u8) -> Self {
-        let tensor = |part: &Part| (0..part.bytes()).map(|index| (index % 251) as u8 ^ seed).collect();
+        let tensor = |part: &Part| {
+            let len = part.bytes() as usize;
+            let mut bytes = vec![0; len + page_bytes()];
+            let start = bytes.as_ptr().align_offset(page_bytes());
+            let place = start..start + len;
+            bytes[place.clone()].iter_mut().enumerate().for_each(|(index, byte)| *byte = (index % 251) as u8 ^ seed);
+            (bytes, place)
+        };
         Self(parts.iter().map(tensor).collect())
     }
 
     pub(super) fn part(&self, part: usize) -> &[u8] {
-        &self.0[part]
+        let (bytes, place) = &self.0[part];
+        &bytes[place.clone()]
     }
 
     /// Copies them into a slot.
     pub(super) fn fill(&self, buffer: &mut SendBuffer) {
-        for (index, tensor) in self.0.iter().enumerate() {
-            copy_to_slot(tensor, buffer.part_mut(index));
+        for index in 0..self.0.len() {
+            copy_to_slot(self.part(index), buffer.part_mut(index));
         }
     }
 
     /// Copies one of them.
     pub(super) fn copy_to(&self, part: usize, target: &mut [u8]) {
-        copy_to_slot(&self.0[part], target);
+        copy_to_slot(self.part(part), target);
     }
 }
 

@@ -102,11 +102,11 @@ impl Scale {
     /// Where lines across the plot help, between two values.
     fn ticks(self, low: f64, high: f64) -> Vec<f64> {
         match self {
-            Self::Log => {
+            Self::Log if high >= 10.0 * low => {
                 let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
                 decades.flat_map(|decade| [1.0, 3.0].map(|step| step * 10f64.powi(decade))).collect()
             }
-            Self::Linear => {
+            Self::Log | Self::Linear => {
                 let decade = 10f64.powf((high - low).max(f64::MIN_POSITIVE).log10().floor());
                 let step = if (high - low) / decade < 3.0 { decade / 2.0 } else { decade };
                 (0..=20).map(|count| (low / step).ceil() * step + f64::from(count) * step).collect()
@@ -276,8 +276,13 @@ mod tests {
 
     #[test]
     fn there_are_a_few_ticks_whatever_the_range() {
-        for (scale, low, high) in [(Scale::Linear, 0.0, 70_000.0), (Scale::Linear, 0.0, 1.2), (Scale::Log, 0.3, 120.0)]
-        {
+        for (scale, low, high) in [
+            (Scale::Linear, 0.0, 70_000.0),
+            (Scale::Linear, 0.0, 1.2),
+            (Scale::Log, 0.3, 120.0),
+            (Scale::Log, 38.0, 107.0),
+            (Scale::Log, 0.43, 0.52),
+        ] {
             let ticks = scale.ticks(low, high).into_iter().filter(|tick| (low..=high).contains(tick)).count();
             assert!((3..=10).contains(&ticks), "{ticks} between {low} and {high}");
         }

@@ -182,9 +182,10 @@ fn transport(results: &Results, plots: &mut Vec<Plot>) {
         let (provider, op, mode, bytes) =
             (text(row, "provider"), text(row, "op"), text(row, "mode"), figure(row, "bytes"));
         let floor = &row["floor"];
-        if op == "pingpong" {
-            latency.add(format!("{provider} {mode}"), bytes, figure(row, "p50_us"));
-            latency.add(format!("floor of {mode}"), bytes, figure(floor, "p50_us"));
+        if op.starts_with("pingpong") {
+            let what = if op == "pingpong" { mode } else { "plain" };
+            latency.add(format!("{provider} {what}"), bytes, figure(row, "p50_us"));
+            latency.add(format!("floor of {what}"), bytes, figure(floor, "p50_us"));
         } else {
             bandwidth.add(format!("{provider} {op}"), bytes, figure(row, "gbytes_per_s"));
             bandwidth.add(format!("floor of {op}"), bytes, figure(floor, "gbytes_per_s"));
@@ -205,7 +206,7 @@ fn transport(results: &Results, plots: &mut Vec<Plot>) {
         } else {
             (format!("compare-{provider}"), "Messages that bounce over", "bytes each way")
         };
-        let title = format!("{title} {provider}, beside other systems, median");
+        let title = format!("{title} {provider}, beside other systems");
         lines.plot(plots, &name, &title, Scale::Log, [bytes, "µs"]);
     }
 }

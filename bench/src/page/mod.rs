@@ -110,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn plain_writes_that_bounce_are_among_the_round_trips() {
+        let mut results = results();
+        results.truncate(1);
+        results[0].rows.truncate(1);
+        results[0].rows[0]["op"] = json!("pingpong_plain");
+        let names: Vec<_> = plots(&results).into_iter().map(|plot| plot.name).collect();
+        assert!(names.len() == 1 && names[0].contains("transport-latency"), "{names:?}");
+    }
+
+    #[test]
     fn a_file_that_is_not_results_is_refused_by_name() {
         for text in
             ["", "[]", "{\"results\": []}", "{\"machine\": {}, \"command\": \"x\", \"results\": [{\"odd\": 1}]}"]

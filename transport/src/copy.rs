@@ -121,8 +121,12 @@ mod streaming {
     }
 
     impl Way {
+        /// In the order of their trials.
         const ALL: [Self; 3] = [Self::Library, Self::Vector, Self::Past];
     }
+
+    /// Copies that are trials, of a period's.
+    const TRIALS: u32 = Way::ALL.len() as u32 * TRIAL;
 
     /// How copies of about one size go.
     #[derive(Debug)]
@@ -149,7 +153,7 @@ mod streaming {
         /// Whether it is to be timed.
         fn is_timed(&self) -> bool {
             let copies = self.copies.get();
-            copies < Way::ALL.len() as u32 * TRIAL && copies % TRIAL >= TRIAL - TIMED as u32
+            copies < TRIALS && copies % TRIAL >= TRIAL - TIMED as u32
         }
 
         /// A copy is over, which took so long if it was timed. From past the caches its reader fetches it in `fetch` ticks a KiB.
@@ -164,7 +168,7 @@ mod streaming {
                     took.sort_unstable();
                 }
                 cell.set(took);
-                if copies + 1 == Way::ALL.len() as u32 * TRIAL {
+                if copies + 1 == TRIALS {
                     self.best.set(self.found_best(fetch));
                 }
             }
@@ -280,18 +284,16 @@ mod streaming {
         use super::*;
 
         #[test]
-        fn streaming_copies_every_byte_and_no_other() {
+        fn copies_by_lines_move_every_byte_and_no_other() {
             let source: Vec<u8> = (0..20_000u32).map(|i| (i * 7 + i / 256) as u8 | 1).collect();
             for (from, to, len) in [(0, 0, 0), (1, 3, 63), (5, 64, 64), (3, 1, 127), (0, 7, 9_999), (11, 0, 16_384)] {
-                let mut target = vec![0; 20_000];
-                // SAFETY: both ranges are inside their vectors.
-                unsafe { aligned::<true>(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
-                assert_eq!(target[to..to + len], source[from..from + len]);
-                assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
-                // SAFETY: as above.
-                unsafe { aligned::<false>(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
-                assert_eq!(target[to..to + len], source[from..from + len]);
-                assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
+                for copy in [aligned::<false>, aligned::<true>] {
+                    let mut target = vec![0; 20_000];
+                    // SAFETY: both ranges are inside their vectors.
+                    unsafe { copy(source[from..].as_ptr(), target[to..].as_mut_ptr(), len) };
+                    assert_eq!(target[to..to + len], source[from..from + len]);
+                    assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
+                }
             }
         }
 
@@ -310,7 +312,7 @@ mod streaming {
         }
 
         #[test]
-        fn copies_go_the_way_that_trials_find_better() {
+        fn copies_go_the_way_that_trials_find_best() {
             let experience = Experience::none();
             for (took, fetch, best) in [
                 ([1000, 1500, 2000], 0, Way::Library),
@@ -329,8 +331,7 @@ mod streaming {
                     let odd = if copy % TRIAL < 7 || copy % TRIAL >= TRIAL - 2 { 9 } else { 1 };
                     experience.count(LARGE, 64 * odd * took[way as usize], fetch);
                 }
-                let others = (Way::ALL.len() as u32 - 1) * TRIAL;
-                let expected = Way::ALL.map(|way| if way == best { PERIOD - others } else { TRIAL });
+                let expected = Way::ALL.map(|way| if way == best { PERIOD - TRIALS + TRIAL } else { TRIAL });
                 assert_eq!(ways, expected, "{took:?} and {fetch}");
             }
         }
@@ -339,7 +340,7 @@ mod streaming {
         fn all_ways_copy_the_same() {
             let source: Vec<u8> = (0..100_000u32).map(|i| (i * 31 + i / 256) as u8).collect();
             for len in [SMALLEST, SMALLEST + 1, LARGE - 1, LARGE, 70_001, 100_000] {
-                for _ in 0..Way::ALL.len() as u32 * TRIAL {
+                for _ in 0..TRIALS {
                     let mut target = vec![0; len];
                     // SAFETY: both vectors have so many bytes.
                     unsafe { copy(source.as_ptr(), target.as_mut_ptr(), len) };

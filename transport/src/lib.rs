@@ -20,13 +20,12 @@
 //! Versions follow Cargo's rule: what compiles against 0.x.y compiles against every later 0.x.z, and does what the documentation of both
 //! says. A new 0.x may change it.
 //!
-//! * **The interface**: what is named at the root of this crate, with its errors. What is stable is what the documentation says, for
-//!   every provider alike; where providers differ, [`Properties`] says how. Make options with `..Default::default()`: they gain fields.
+//! * **The interface**: all that is public but [`mem`] and [`testing`], which are for tests. It does what the documentation says, for every
+//!   provider alike; where providers differ, [`Properties`] says how. Make options with `..Default::default()`: they gain fields.
 //! * **Between two processes**: both ends of a link are of one version of their provider's protocol. Another version is refused while the link
 //!   is made, by an error that names both. Descriptors and grants are bytes for a peer that runs now: do not keep them.
 //! * **The steady state**, which tests hold every version to: no allocation; on `shm`, while spinning, no system call; on `verbs` one post for a
 //!   chain and no other. Figures in `docs/benchmarks.md` are measurements, and no promise.
-//! * **Not stable**: the contents of [`mem`] and [`testing`], which are for tests, and what is hidden from this documentation.
 
 mod clock;
 mod copy;

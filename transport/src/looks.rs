@@ -4,7 +4,7 @@
 ///
 /// A processor otherwise has several looks under way, each of which takes the line away from the peer that is about to write it. On
 /// cores of a Zen 4 that share a cache a word goes there and back in 97 ns so instead of 112, on such that do not in 435
-/// instead of 510; [`std::hint::spin_loop`] brings the same to the latter only. An endpoint that polls does this by itself.
+/// instead of 510; [`std::hint::spin_loop`] brings the same to the latter only. An endpoint of `shm` that polls does this by itself.
 #[inline]
 pub fn between_looks() {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

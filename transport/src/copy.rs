@@ -95,6 +95,9 @@ mod streaming {
     pub(super) const LARGE: usize = 64 << 10;
     /// Smaller ones are fetched plainly.
     pub(super) const SMALLEST_FETCH: usize = 512;
+    /// From here on the vector unit's turn is the C library's: what one core's caches do not hold it copies more slowly, a third at 896 KiB,
+    /// and a trial may not show it.
+    const LARGEST_BY_VECTOR: usize = 512 << 10;
     /// Of so many copies some are trials.
     const PERIOD: u32 = 4096;
     /// Copies that go one way in a row to try it. The first of them leave all slots in the state in which that way leaves them; the
@@ -198,6 +201,7 @@ mod streaming {
             // SAFETY: the caller's contract.
             unsafe {
                 match class.way() {
+                    Way::Vector if len >= LARGEST_BY_VECTOR => ptr::copy_nonoverlapping(source, target, len),
                     Way::Library => ptr::copy_nonoverlapping(source, target, len),
                     Way::Vector => aligned::<false>(source, target, len),
                     Way::Past => aligned::<true>(source, target, len),

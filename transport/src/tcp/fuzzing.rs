@@ -143,7 +143,7 @@ mod tests {
         let message = |kind| Message::new(kind, &talk, [5; 32]).encode();
         let to_listener = [&[0][..], &message(Kind::Hello), &message(Kind::Proof)].concat();
         let to_dialler = [&[1][..], &message(Kind::Challenge), &message(Kind::Welcome)].concat();
-        let rejected = [&[1][..], &Message::reject(Rejection::Version(2)).encode()].concat();
+        let rejected = [&[1][..], &Message::reject(Rejection::Version(1)).encode()].concat();
         check("tcp_hello", &[to_listener, to_dialler, rejected], hello);
     }
 

@@ -22,7 +22,7 @@ use std::fmt;
 /// Bytes of a message.
 pub(super) const MESSAGE_BYTES: usize = 56;
 /// The version of the hello and of the frames.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 
 const MAGIC: [u8; 8] = *b"stepmesh";
 

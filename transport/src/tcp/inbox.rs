@@ -1,14 +1,14 @@
 //! What one lane receives: a stage for headers and small payloads, and the body that goes straight to its region.
 
-use super::frame::{FrameError, HEADER_BYTES, Header};
+use super::frame::{FrameError, HEADER_BYTES, Header, LARGE_BYTES, LEAD_BYTES};
 use super::socket;
 use crate::{Region, TransportError};
 use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
 
-/// Room for a transfer of a token or two: it comes with one call.
-const STAGE_BYTES: usize = 32 << 10;
+/// Room for a transfer of a token or two: it comes with one call. Large payloads it cannot hold.
+const STAGE_BYTES: usize = LARGE_BYTES;
 
 /// What happens when a body is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub(super) struct Inbox {
     body: Option<Body>,
     /// The next header is the first since nothing was staged.
     first: bool,
-    /// The stage could not hold the body behind the last such header. The next header is received alone then: its body needs no
-    /// copy.
+    /// The stage could not hold the body behind the last such header. The next header and its padding are received alone then: its
+    /// body needs no copy.
     large: bool,
 }
 
@@ -95,18 +95,18 @@ impl Inbox {
             return Ok(Arrival::Body(then));
         }
         Ok(match Header::parse(&self.stage[self.staged.clone()])? {
-            Some(header) => {
-                self.staged.start += HEADER_BYTES;
+            Some(header) if self.staged.len() >= HEADER_BYTES + header.padding() => {
+                self.staged.start += HEADER_BYTES + header.padding();
                 Arrival::Header(header)
             }
-            None => Arrival::Starved,
+            _ => Arrival::Starved,
         })
     }
 
     /// Receives after [`Arrival::Starved`], `limit` bytes of body at most; returns the bytes, and whether there may be more
     /// at once. Zero bytes are the end of the stream.
     pub(super) fn fill(&mut self, socket: &TcpStream, limit: usize) -> io::Result<(usize, bool)> {
-        // What is staged is less than a header.
+        // What is staged is less than a header and its padding.
         self.stage.copy_within(self.staged.clone(), 0);
         self.staged = 0..self.staged.len();
         let body = self.body.as_ref().map(|body| {
@@ -117,7 +117,7 @@ impl Inbox {
         let direct = body.as_ref().map_or(0, |(_, range)| range.len());
         // The stage only takes what comes after the whole body.
         let room = match &self.body {
-            None if self.large => HEADER_BYTES,
+            None if self.large => LEAD_BYTES,
             _ if whole => self.stage.len(),
             _ => self.staged.end,
         };
@@ -140,4 +140,58 @@ pub(super) enum InboxError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Region(#[from] TransportError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::Opcode;
+    use super::*;
+    use crate::HostMemory;
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::sync::Arc;
+
+    const LEN: usize = LARGE_BYTES + 1;
+
+    /// Large bodies behind their padding land at their places, wherever the stream is cut: the first of them through the stage, the
+    /// next, whose header is received alone, without it.
+    #[test]
+    fn a_large_body_begins_behind_its_padding() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peer.set_nodelay(true).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let region = Region::new(Arc::new(HostMemory::allocate(2 * LEN, None).unwrap()));
+        let mut inbox = Inbox::new();
+        for (place, cuts) in [(0, [1, 56, 57]), (LEN, [55, 100, 127]), (0, [56, 128, 129]), (LEN, [128, 200, 32 << 10])]
+        {
+            let header = Header { len: LEN as u64, ..Header::plain(Opcode::Write, 1) };
+            let payload: Vec<u8> = (0..LEN).map(|index| (index + place + cuts[0]) as u8).collect();
+            let frame = [&header.encode()[..], &[0xEE; LEAD_BYTES - HEADER_BYTES], &payload].concat();
+            let (mut from, mut whole) = (0, 0);
+            for cut in cuts.into_iter().chain([frame.len()]) {
+                peer.write_all(&frame[from..cut]).unwrap();
+                let mut come = from;
+                from = cut;
+                while come < cut {
+                    come += inbox.fill(&socket, usize::MAX).unwrap().0;
+                    loop {
+                        match inbox.next().unwrap() {
+                            Arrival::Header(header) => {
+                                assert!(cut >= LEAD_BYTES && header.len == LEN as u64);
+                                assert!(!inbox.deliver(&region, &(place..place + LEN)).unwrap());
+                                let then = Then::Written { immediate: None, signalled: false };
+                                inbox.begin(region.clone(), place..place + LEN, then);
+                            }
+                            Arrival::Body(_) => whole += 1,
+                            Arrival::Starved => break,
+                        }
+                    }
+                }
+            }
+            let mut landed = vec![0; LEN];
+            region.read(place, &mut landed).unwrap();
+            assert!(whole == 1 && landed == payload && inbox.is_between_frames());
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! One link of an endpoint: its lanes as they come to be, what it has granted, and how posted work becomes frames.
 
-use super::frame::{HEADER_BYTES, Header, Opcode};
+use super::frame::{HEADER_BYTES, Header, Opcode, padding};
 use super::grants::Grants;
 use super::greeting::Dial;
 use super::hello::Message;
@@ -151,6 +151,9 @@ fn send_at_once(lane: &mut Lane, incarnation: u32, chain: &[Work<'_>]) -> Sent {
         gather.slice(header);
         bytes += HEADER_BYTES;
         if let Op::Write { source, .. } | Op::WriteImmediate { source, .. } = &work.op {
+            let padding = padding(source.len());
+            gather.slice(padding);
+            bytes += padding.len();
             match *source {
                 Source::Inline(payload) => gather.slice(payload),
                 Source::Region(region, start, len) => gather.region(region, start..start + len),

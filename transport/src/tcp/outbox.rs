@@ -4,7 +4,7 @@
 //! until it is done *and reported*, in order, so the ring bounds what is outstanding, and a read's number is its place.
 //! Work is done when it has left; with a signal, when the peer has acknowledged it; a read, when its bytes are here.
 
-use super::frame::{self, HEADER_BYTES, Header, Opcode};
+use super::frame::{self, HEADER_BYTES, Header, Opcode, padding};
 use super::socket::Gather;
 use crate::Region;
 use std::collections::VecDeque;
@@ -46,19 +46,26 @@ impl Frame {
         Self { header: header.encode(), payload }
     }
 
+    fn payload_len(&self) -> usize {
+        match &self.payload {
+            Payload::Nothing => 0,
+            Payload::Inline(_, len) => *len,
+            Payload::Region(_, range) => range.len(),
+        }
+    }
+
     fn len(&self) -> usize {
-        HEADER_BYTES
-            + match &self.payload {
-                Payload::Nothing => 0,
-                Payload::Inline(_, len) => *len,
-                Payload::Region(_, range) => range.len(),
-            }
+        let payload = self.payload_len();
+        HEADER_BYTES + padding(payload).len() + payload
     }
 
     /// Adds what is left of the frame after its first `skip` bytes.
     fn gather<'a>(&'a self, skip: usize, out: &mut Gather<'a>) {
         out.slice(&self.header[skip.min(HEADER_BYTES)..]);
         let skip = skip.saturating_sub(HEADER_BYTES);
+        let padding = padding(self.payload_len());
+        out.slice(&padding[skip.min(padding.len())..]);
+        let skip = skip.saturating_sub(padding.len());
         match &self.payload {
             Payload::Nothing => {}
             Payload::Inline(bytes, len) => out.slice(&bytes[skip.min(*len)..*len]),

@@ -18,7 +18,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(2);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Places that one call sends from.
-const PARTS: usize = 16;
+const PARTS: usize = 24;
 /// Up to here it is quicker to bring several places together than to have the kernel look at each.
 const TOGETHER: usize = 8 << 10;
 
@@ -100,9 +100,9 @@ impl<'a> Gather<'a> {
         self.bytes
     }
 
-    /// Whether a header and its payload still fit.
+    /// Whether a header, its padding and its payload still fit.
     pub(super) fn has_room(&self) -> bool {
-        self.count + 2 <= PARTS && self.bytes < self.limit
+        self.count + 3 <= PARTS && self.bytes < self.limit
     }
 
     /// Adds plain bytes.

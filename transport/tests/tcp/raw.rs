@@ -8,7 +8,7 @@ use std::time::Duration;
 use stepmesh_transport::testing::{B, World};
 use stepmesh_transport::{LinkId, LinkSpec};
 
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 pub(super) const HELLO: u8 = 1;
 pub(super) const PROOF: u8 = 3;
 pub(super) const REJECT: u8 = 5;

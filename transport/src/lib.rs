@@ -27,6 +27,7 @@
 //! * **The steady state**, which tests hold every version to: no allocation; on `shm`, while spinning, no system call; on `verbs` one post for a
 //!   chain and no other. Figures in `docs/benchmarks.md` are measurements, and no promise.
 
+mod background;
 mod clock;
 mod copy;
 mod endpoint;
@@ -48,6 +49,7 @@ pub mod tcp;
 pub mod testing;
 pub mod verbs;
 
+pub use background::into_background;
 pub use clock::Clock;
 pub use copy::{copy_for_peer, copy_from_peer, copy_to_slot};
 pub use endpoint::{

@@ -7,6 +7,7 @@ use std::time::Duration;
 use stepmesh_mesh::control::{BlockingClient, ConnectOptions, ControlError, LocalScheduler};
 use stepmesh_mesh::scheduler::{Background, SchedulerOptions, SequenceId, ServeOptions, spawn};
 use stepmesh_proto::control::{GenerateRequest, generate_event, sequence_event};
+use stepmesh_transport::into_background;
 
 /// How long an event is waited for before one looks around: seldom, because it takes a CPU from one of the two sides.
 const LOOK: Duration = Duration::from_millis(100);
@@ -57,12 +58,15 @@ impl Remote {
         let (client, sender, number) = (self.client.clone(), self.sender.clone(), self.sequences);
         self.sequences += 1;
         // It ends with its sequence.
-        let follow = move || match client.generate(request) {
-            Err(error) => drop(sender.send((number, Err(error)))),
-            Ok(events) => {
-                for event in events {
-                    if sender.send((number, event)).is_err() {
-                        return;
+        let follow = move || {
+            into_background();
+            match client.generate(request) {
+                Err(error) => drop(sender.send((number, Err(error)))),
+                Ok(events) => {
+                    for event in events {
+                        if sender.send((number, event)).is_err() {
+                            return;
+                        }
                     }
                 }
             }

@@ -9,11 +9,13 @@ use crate::signals::{self, Interrupt};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use stepmesh_mesh::scheduler::{SchedulerOptions, ServeError, ServeOptions, Server};
+use stepmesh_transport::into_background;
 
 /// Serves until a signal; says where on a line of its own.
 pub(crate) fn run_scheduler(settings: &SchedulerSettings, log: Log) -> Result<(), CliError> {
     start(log);
     let options = options(settings)?;
+    into_background();
     signals::runtime()?.block_on(async {
         let mut interrupt = Interrupt::new()?;
         let server = Server::bind(options).await?;

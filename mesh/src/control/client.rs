@@ -8,6 +8,7 @@ use stepmesh_proto::control::generate_event::Body;
 use stepmesh_proto::control::{
     GenerateEvent, GenerateRequest, Role, StatsReply, StatsRequest, StatusReply, StatusRequest,
 };
+use stepmesh_transport::into_background;
 use tokio::runtime::{Handle, Runtime};
 use tonic::Streaming;
 
@@ -138,6 +139,7 @@ impl BlockingClient {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("stepmesh-client")
+            .on_thread_start(into_background)
             .enable_all()
             .build()?;
         let client = block_on(Some(&runtime), Client::connect(options));

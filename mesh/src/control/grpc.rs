@@ -6,6 +6,7 @@ use std::fmt;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stepmesh_proto::control::{FromMember, Heartbeat, Leave, ToMember, from_member, to_member};
+use stepmesh_transport::into_background;
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
@@ -50,6 +51,7 @@ impl GrpcControl {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let heartbeats = outgoing.clone();
         let session = move || {
+            into_background();
             runtime.block_on(async {
                 match open(&options, to_send).await {
                     Ok(said) => {

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stepmesh_proto::control::scheduler_server::SchedulerServer;
+use stepmesh_transport::into_background;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -186,6 +187,7 @@ pub fn spawn(options: ServeOptions) -> Result<Background, ServeError> {
         }
     };
     let serve = move || {
+        into_background();
         runtime.block_on(serve);
         runtime.shutdown_background();
     };

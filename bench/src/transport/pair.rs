@@ -215,6 +215,11 @@ impl End {
         Ok(self.endpoint.poll(&mut self.seen)?)
     }
 
+    /// Waits for something to come, so long at most.
+    pub(super) fn rest(&mut self, time: Duration) -> Result<(), BenchError> {
+        Ok(self.endpoint.wait(time)?)
+    }
+
     /// Polls until the other end is `over`: it may still need this one to send and to acknowledge.
     pub(super) fn attend(&mut self, over: &AtomicBool) -> Result<(), BenchError> {
         while !over.load(Ordering::Acquire) {

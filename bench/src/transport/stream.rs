@@ -8,10 +8,13 @@ use crate::timing::{Times, Timing};
 use crate::{BenchError, Cpus};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use stepmesh_transport::Provider;
 
 const TRANSFER: u32 = 0;
 const PLACES: u32 = 1;
 const LAST: u32 = 2;
+/// How long an end that rests may not see that the other one is over.
+const REST: Duration = Duration::from_millis(1);
 
 /// Streams for a while; the times of one transfer, of each direction.
 pub(super) fn flow(
@@ -21,11 +24,13 @@ pub(super) fn flow(
     both: bool,
     budget: Duration,
 ) -> Result<Vec<Timing>, BenchError> {
+    // The receiver of `ib_write_bw` does not look either, and a device in software needs the CPU.
+    let rests = pair.provider == Provider::Verbs && !both;
     let [a, b] = &mut pair.ends;
     let (back, there) = cpus.duel(
-        |over| Flow::new(a, bytes, true)?.run(Some((budget, both)), over),
+        |over| Flow::new(a, bytes, true, false)?.run(Some((budget, both)), over),
         |over| {
-            let times = Flow::new(b, bytes, both)?.run(None, over)?;
+            let times = Flow::new(b, bytes, both, rests)?.run(None, over)?;
             b.attend(over)?;
             Ok(times)
         },
@@ -39,6 +44,8 @@ struct Flow<'a> {
     bytes: usize,
     window: usize,
     sends: bool,
+    /// It waits for what comes, instead of looking.
+    rests: bool,
     sent: usize,
     free: usize,
     received: usize,
@@ -47,10 +54,10 @@ struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    fn new(end: &'a mut End, bytes: usize, sends: bool) -> Result<Self, BenchError> {
+    fn new(end: &'a mut End, bytes: usize, sends: bool, rests: bool) -> Result<Self, BenchError> {
         let window = window(bytes);
         let times = Times::new()?;
-        Ok(Self { end, bytes, window, sends, sent: 0, free: window, received: 0, half_since: None, times })
+        Ok(Self { end, bytes, window, sends, rests, sent: 0, free: window, received: 0, half_since: None, times })
     }
 
     /// Flows for the time that is given, and longer until there is something to take a median of, in both directions if
@@ -74,6 +81,7 @@ impl<'a> Flow<'a> {
                 }
                 Some(PLACES) => self.free += self.window / 2,
                 Some(_) => self.take(said_last)?,
+                None if self.rests => self.end.rest(REST)?,
                 None => std::hint::spin_loop(),
             }
             let is_enough = |(budget, both): (Duration, bool)| {

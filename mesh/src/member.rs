@@ -436,6 +436,10 @@ impl Member {
     }
 
     pub(crate) fn sleep_for(&mut self, timeout: Duration) -> Result<(), MeshError> {
+        // The last poll may have been woken for the scheduler's word, too, and left it: nobody wakes this member for it again.
+        if self.unheard > 0 {
+            return Ok(());
+        }
         let chore = if self.is_settled { Duration::from_millis(500) } else { Duration::from_millis(2) };
         Ok(self.endpoint.wait(timeout.min(chore))?)
     }

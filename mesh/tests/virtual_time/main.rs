@@ -6,6 +6,7 @@
 mod control;
 mod hostile;
 mod joining;
+mod listening;
 mod losing;
 mod placing;
 mod policies;

@@ -98,12 +98,6 @@ impl Header {
         }
     }
 
-    /// Bytes that follow it before the next frame's, or its payload's.
-    pub(super) fn padding(&self) -> usize {
-        let has_payload = matches!(self.opcode, Opcode::Write | Opcode::WriteImmediate | Opcode::ReadResponse);
-        if has_payload { padding(usize::try_from(self.len).unwrap_or(usize::MAX)).len() } else { 0 }
-    }
-
     /// As on the wire.
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];

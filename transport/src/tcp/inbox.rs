@@ -1,6 +1,6 @@
 //! What one lane receives: a stage for headers and small payloads, and the body that goes straight to its region.
 
-use super::frame::{FrameError, HEADER_BYTES, Header, LARGE_BYTES, LEAD_BYTES};
+use super::frame::{FrameError, HEADER_BYTES, Header, LARGE_BYTES, LEAD_BYTES, padding};
 use super::socket;
 use crate::{Region, TransportError};
 use std::io;
@@ -32,6 +32,8 @@ pub(super) enum Arrival {
 
 #[derive(Debug)]
 struct Body {
+    /// What comes before it.
+    padding: usize,
     region: Region,
     left: Range<usize>,
     then: Then,
@@ -72,7 +74,7 @@ impl Inbox {
 
     /// Expects `range.len()` bytes for a region, as the checked header said.
     pub(super) fn begin(&mut self, region: Region, range: Range<usize>, then: Then) {
-        self.body = Some(Body { region, left: range, then });
+        self.body = Some(Body { padding: padding(range.len()).len(), region, left: range, then });
     }
 
     /// Whether the stream may end here.
@@ -83,6 +85,9 @@ impl Inbox {
     /// The next thing that is complete.
     pub(super) fn next(&mut self) -> Result<Arrival, InboxError> {
         if let Some(body) = &mut self.body {
+            let skipped = body.padding.min(self.staged.len());
+            body.padding -= skipped;
+            self.staged.start += skipped;
             let count = body.left.len().min(self.staged.len());
             body.region.write_here(body.left.start, &self.stage[self.staged.start..self.staged.start + count])?;
             body.left.start += count;
@@ -95,21 +100,21 @@ impl Inbox {
             return Ok(Arrival::Body(then));
         }
         Ok(match Header::parse(&self.stage[self.staged.clone()])? {
-            Some(header) if self.staged.len() >= HEADER_BYTES + header.padding() => {
-                self.staged.start += HEADER_BYTES + header.padding();
+            Some(header) => {
+                self.staged.start += HEADER_BYTES;
                 Arrival::Header(header)
             }
-            _ => Arrival::Starved,
+            None => Arrival::Starved,
         })
     }
 
     /// Receives after [`Arrival::Starved`], `limit` bytes of body at most; returns the bytes, and whether there may be more
     /// at once. Zero bytes are the end of the stream.
     pub(super) fn fill(&mut self, socket: &TcpStream, limit: usize) -> io::Result<(usize, bool)> {
-        // What is staged is less than a header and its padding.
+        // What is staged is less than a header.
         self.stage.copy_within(self.staged.clone(), 0);
         self.staged = 0..self.staged.len();
-        let body = self.body.as_ref().map(|body| {
+        let body = self.body.as_ref().filter(|body| body.padding == 0).map(|body| {
             let count = body.left.len().min(limit);
             (&body.region, body.left.start..body.left.start + count)
         });
@@ -117,6 +122,7 @@ impl Inbox {
         let direct = body.as_ref().map_or(0, |(_, range)| range.len());
         // The stage only takes what comes after the whole body.
         let room = match &self.body {
+            Some(body) if body.padding > 0 => body.padding,
             None if self.large => LEAD_BYTES,
             _ if whole => self.stage.len(),
             _ => self.staged.end,
@@ -178,7 +184,7 @@ mod tests {
                     loop {
                         match inbox.next().unwrap() {
                             Arrival::Header(header) => {
-                                assert!(cut >= LEAD_BYTES && header.len == LEN as u64);
+                                assert!(cut >= HEADER_BYTES && header.len == LEN as u64);
                                 assert!(!inbox.deliver(&region, &(place..place + LEN)).unwrap());
                                 let then = Then::Written { immediate: None, signalled: false };
                                 inbox.begin(region.clone(), place..place + LEN, then);

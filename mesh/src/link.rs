@@ -11,6 +11,8 @@ use stepmesh_transport::{Descriptor, Endpoint, LinkId, Op, PostError, Region, Re
 
 /// A lane's stripe touches every part at most once; then comes the closing write.
 const CHAIN: usize = MAX_PARTS + 1;
+/// Parts closer than this leave in one write, along with what lies between: those bytes cost less than another write.
+const CLOSE: usize = 512;
 
 /// How far a link has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,10 +235,13 @@ impl Link {
                 // Where it is: a copy of what was just written word by word waits for those words.
                 None => endpoint.post(self.id, lane, std::slice::from_ref(&closing)),
                 Some(payload) => {
+                    let mut writes = [(0, 0); MAX_PARTS];
+                    let count = share(&outgoing.parts, lane, outgoing.lanes, &mut writes);
                     let mut chain = [closing; CHAIN];
-                    let stripes = payload.stripe(&outgoing.parts, lane, outgoing.lanes, &mut chain);
-                    chain[stripes] = closing;
-                    endpoint.post(self.id, lane, &chain[..=stripes])
+                    for (work, &write) in chain.iter_mut().zip(&writes[..count]) {
+                        *work = payload.write(write);
+                    }
+                    endpoint.post(self.id, lane, &chain[..=count])
                 }
             };
             match posted {
@@ -263,24 +268,80 @@ struct Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// Fills `chain` with the writes of one lane's share, an equal stretch of the parts' concatenation; returns how many.
-    fn stripe(&self, parts: &[Part], lane: u8, lanes: u8, chain: &mut [Work<'a>; CHAIN]) -> usize {
-        let share = payload_bytes(parts).div_ceil(usize::from(lanes)).next_multiple_of(64);
-        let (first, last) = (usize::from(lane) * share, (usize::from(lane) + 1) * share);
-        let mut start = 0;
-        let mut count = 0;
-        for part in parts {
-            let end = start + part.bytes() as usize;
-            let (from, to) = (first.max(start), last.min(end));
-            if from < to {
-                let offset = self.start + part.offset as usize + (from - start);
-                let source = Source::Region(self.region, offset, to - from);
-                let remote = Remote { region: self.landing, offset: offset as u64 };
-                chain[count] = Work { op: Op::Write { source, remote }, signal: None };
-                count += 1;
+    /// The write of a stretch of it.
+    fn write(&self, (offset, len): (usize, usize)) -> Work<'a> {
+        let offset = self.start + offset;
+        let source = Source::Region(self.region, offset, len);
+        Work { op: Op::Write { source, remote: Remote { region: self.landing, offset: offset as u64 } }, signal: None }
+    }
+}
+
+/// Finds what one lane writes of a slot's payload, an equal stretch of the parts' concatenation, as offsets and lengths;
+/// returns how many writes these are.
+fn share(parts: &[Part], lane: u8, lanes: u8, writes: &mut [(usize, usize); MAX_PARTS]) -> usize {
+    let share = payload_bytes(parts).div_ceil(usize::from(lanes)).next_multiple_of(64);
+    let (first, last) = (usize::from(lane) * share, (usize::from(lane) + 1) * share);
+    let (mut start, mut count) = (0, 0);
+    for part in parts {
+        let end = start + part.bytes() as usize;
+        let (from, to) = (first.max(start), last.min(end));
+        if from < to {
+            let (offset, len) = (part.offset as usize + (from - start), to - from);
+            match writes[..count].last_mut() {
+                Some((begin, run)) if (*begin + *run..*begin + *run + CLOSE).contains(&offset) => {
+                    *run = offset + len - *begin;
+                }
+                _ => {
+                    writes[count] = (offset, len);
+                    count += 1;
+                }
             }
-            start = end;
         }
-        count
+        start = end;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(offset: usize, bytes: u32) -> Part {
+        Part { rows: 1, row_bytes: bytes, offset: offset as u32, ..Part::default() }
+    }
+
+    fn writes(parts: &[Part], lane: u8, lanes: u8) -> Vec<(usize, usize)> {
+        let mut writes = [(0, 0); MAX_PARTS];
+        let count = share(parts, lane, lanes, &mut writes);
+        writes[..count].to_vec()
+    }
+
+    #[test]
+    fn parts_that_lie_close_leave_in_one_write_and_others_by_themselves() {
+        let far = 1100 + CLOSE;
+        let parts = [part(0, 1000), part(1024, 40), part(1064, 0), part(1064, 36), part(far, 8)];
+        assert_eq!(writes(&parts, 0, 1), [(0, 1100), (far, 8)]);
+        let near = 1064 + CLOSE - 1;
+        assert_eq!(writes(&[part(0, 1000), part(1024, 40), part(near, 8)], 0, 1), [(0, near + 8)]);
+        // Never backwards.
+        assert_eq!(writes(&[part(1024, 64), part(0, 64)], 0, 1), [(1024, 64), (0, 64)]);
+    }
+
+    #[test]
+    fn the_lanes_share_what_the_parts_have_and_none_writes_what_another_one_does() {
+        let parts = [part(0, 1000), part(1024, 200), part(4096, 3000), part(7168, 1), part(7424, 77)];
+        for lanes in 1..=8 {
+            let mut hits = vec![0_u8; 8192];
+            for lane in 0..lanes {
+                for (offset, len) in writes(&parts, lane, lanes) {
+                    hits[offset..offset + len].iter_mut().for_each(|hit| *hit += 1);
+                }
+            }
+            assert!(hits.iter().all(|&hit| hit <= 1), "{lanes} lanes");
+            for part in parts {
+                let (offset, len) = (part.offset as usize, part.bytes() as usize);
+                assert!(hits[offset..offset + len].iter().all(|&hit| hit == 1), "{lanes} lanes, the part at {offset}");
+            }
+        }
     }
 }

@@ -127,6 +127,7 @@ impl Lane {
                     Ok((0, _)) => return Err(self.gone("its connection was closed")),
                     Ok((count, more)) => {
                         self.received = true;
+                        self.outbox.count_come(count);
                         bytes += count;
                         drained = !more && !hangup;
                     }

@@ -19,7 +19,11 @@ pub(super) const QUEUE_DEPTH: usize = 256;
 /// Replies that a lane owes at most: a peer has no more reads outstanding than its ring is deep, and then some news.
 const MAX_REPLIES: usize = QUEUE_DEPTH + 1;
 /// Bytes that one call sends before other lanes have their turn.
-const BYTES_PER_TURN: usize = 1 << 18;
+const BYTES_PER_TURN: usize = 1 << 20;
+/// The same while the peer sends as much: what this end has sent is still in the caches then when the peer takes it.
+const BYTES_BY_TURNS: usize = 1 << 18;
+/// So much has come since this side last sent, if the peer sends as much. The kernel hands out some 64 KiB at once.
+const MUCH: usize = 32 << 10;
 
 /// Where the bytes of a read go.
 type ReadTarget = (Region, Range<usize>);
@@ -141,6 +145,8 @@ pub(super) struct Outbox {
     owes_news: bool,
     /// Bytes have left since [`Outbox::take_sent`].
     sent: bool,
+    /// Bytes that have come since some left.
+    come: usize,
     /// The socket takes no more; what it still delivers says why.
     broken: bool,
     incarnation: u32,
@@ -159,6 +165,7 @@ impl Outbox {
             executed: 0,
             owes_news: false,
             sent: false,
+            come: 0,
             broken: false,
             incarnation,
         }
@@ -177,15 +184,16 @@ impl Outbox {
     /// So many works have left that are not kept: they were posted while it was empty, the first with the latest news.
     pub(super) fn pass(&mut self, works: usize) {
         self.first += works as u64;
-        self.sent = true;
+        (self.sent, self.come) = (true, 0);
         self.owes_news = false;
     }
 
     /// So many bytes of the work that was just posted have left, which was alone.
     pub(super) fn has_sent(&mut self, bytes: usize) {
         self.replying = false;
-        self.sent |= bytes > 0;
-        self.owes_news &= bytes == 0;
+        if bytes > 0 {
+            (self.sent, self.come, self.owes_news) = (true, 0, false);
+        }
         self.account(bytes);
     }
 
@@ -217,6 +225,11 @@ impl Outbox {
     pub(super) fn count_executed(&mut self, signalled: bool) {
         self.executed += 1;
         self.owes_news |= signalled;
+    }
+
+    /// So many bytes have come from the peer.
+    pub(super) fn count_come(&mut self, bytes: usize) {
+        self.come += bytes;
     }
 
     /// Whether the peer waits to hear what has taken effect, and no frame is about to tell it.
@@ -253,7 +266,7 @@ impl Outbox {
 
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self, socket: &TcpStream) -> Flow {
-        let mut left = BYTES_PER_TURN;
+        let mut left = if self.come < MUCH { BYTES_PER_TURN } else { BYTES_BY_TURNS };
         loop {
             if self.broken || self.is_drained() {
                 return Flow::Idle;
@@ -279,7 +292,9 @@ impl Outbox {
             match result {
                 Ok((sent, all)) => {
                     left -= sent;
-                    self.sent |= sent > 0;
+                    if sent > 0 {
+                        (self.sent, self.come) = (true, 0);
+                    }
                     self.owes_news &= sent == 0 || !begins;
                     self.account(sent);
                     if !all {

@@ -5,7 +5,8 @@ use super::endpoint::ShmEndpoint;
 use super::link::{Link, State};
 use super::ring::Nonsense;
 use super::watch::Source;
-use crate::{Completion, Disconnect, LinkId, Side, TransportError, between_looks};
+use crate::looks::await_look;
+use crate::{Completion, Disconnect, LinkId, Side, TransportError};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
@@ -89,7 +90,7 @@ impl ShmEndpoint {
         }
         let found = completions.len() - before;
         if found == 0 {
-            between_looks();
+            await_look();
         }
         Ok(found)
     }

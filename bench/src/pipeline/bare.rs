@@ -25,8 +25,13 @@ impl Post {
 
     /// Waits until it was posted so often and has been under way for so long.
     fn arrive(&self, count: u64, latency: Duration, clock: &Clock, over: &AtomicBool) -> Result<(), BenchError> {
-        while self.count.load(Ordering::Acquire) < count {
-            if over.load(Ordering::Relaxed) {
+        loop {
+            // Looked at first: what the other end posted before it left is there then.
+            let is_over = over.load(Ordering::Acquire);
+            if self.count.load(Ordering::Acquire) >= count {
+                break;
+            }
+            if is_over {
                 return Err(BenchError::Stopped);
             }
             std::hint::spin_loop();

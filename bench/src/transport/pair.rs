@@ -247,7 +247,13 @@ impl End {
             self.seen.clear();
             self.looked_at = 0;
             if self.progress()? == 0 {
-                return if over.load(Ordering::Relaxed) { Err(BenchError::Stopped) } else { Ok(None) };
+                if !over.load(Ordering::Acquire) {
+                    return Ok(None);
+                }
+                // What it sent before it left may have come since.
+                if self.progress()? == 0 {
+                    return Err(BenchError::Stopped);
+                }
             }
         }
     }

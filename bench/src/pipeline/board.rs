@@ -47,44 +47,63 @@ pub(super) struct Side {
 }
 
 /// One direction of the wire between two ends with one link of one lane: when each immediate was posted, in order, by the
-/// clock of its sender.
-#[repr(C, align(128))]
+/// clock of its sender. What one end writes lies apart from what the other one does, so that neither waits for the other's.
+#[repr(C)]
 pub(super) struct Way {
     pub(super) latency_ns: AtomicU64,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+#[repr(C, align(128))]
+struct Sender {
     posted: AtomicU64,
-    taken: AtomicU64,
+    /// So many were taken when the sender last looked.
+    known_taken: AtomicU64,
     posted_ns: [AtomicU64; UNDER_WAY],
+}
+
+#[repr(C, align(128))]
+struct Receiver {
+    taken: AtomicU64,
 }
 
 impl Way {
     /// Sender: so many immediates are posted now. False if there is no room to note them.
     pub(super) fn post(&self, count: usize, now_ns: u64) -> bool {
-        let posted = self.posted.load(Ordering::Relaxed);
-        if posted - self.taken.load(Ordering::Acquire) + count as u64 > UNDER_WAY as u64 {
-            return false;
+        let Sender { posted, known_taken, posted_ns } = &self.sender;
+        let first = posted.load(Ordering::Relaxed);
+        let next = first + count as u64;
+        if next - known_taken.load(Ordering::Relaxed) > UNDER_WAY as u64 {
+            let taken = self.receiver.taken.load(Ordering::Acquire);
+            known_taken.store(taken, Ordering::Relaxed);
+            if next - taken > UNDER_WAY as u64 {
+                return false;
+            }
         }
-        for index in posted..posted + count as u64 {
-            self.posted_ns[index as usize % UNDER_WAY].store(now_ns, Ordering::Relaxed);
+        for index in first..next {
+            posted_ns[index as usize % UNDER_WAY].store(now_ns, Ordering::Relaxed);
         }
-        self.posted.store(posted + count as u64, Ordering::Release);
+        posted.store(next, Ordering::Release);
         true
     }
 
     /// Sender: the last so many were not posted after all, so the receiver has not heard of them.
     pub(super) fn take_back(&self, count: usize) {
-        self.posted.fetch_sub(count as u64, Ordering::Release);
+        self.sender.posted.fetch_sub(count as u64, Ordering::Release);
     }
 
     /// Receiver: when the oldest that is under way was posted.
     pub(super) fn oldest_ns(&self) -> Option<u64> {
-        let taken = self.taken.load(Ordering::Relaxed);
-        (taken < self.posted.load(Ordering::Acquire))
-            .then(|| self.posted_ns[taken as usize % UNDER_WAY].load(Ordering::Relaxed))
+        let taken = self.receiver.taken.load(Ordering::Relaxed);
+        (taken < self.sender.posted.load(Ordering::Acquire))
+            .then(|| self.sender.posted_ns[taken as usize % UNDER_WAY].load(Ordering::Relaxed))
     }
 
     /// Receiver: the oldest has arrived.
     pub(super) fn take(&self) {
-        self.taken.fetch_add(1, Ordering::Release);
+        let taken = &self.receiver.taken;
+        taken.store(taken.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 }
 

@@ -5,7 +5,7 @@ use super::endpoint::ShmEndpoint;
 use super::link::{Link, State};
 use super::ring::Nonsense;
 use super::watch::Source;
-use crate::looks::await_look;
+use crate::looks::between_polls;
 use crate::{Completion, Disconnect, LinkId, Side, TransportError};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ impl ShmEndpoint {
         }
         let found = completions.len() - before;
         if found == 0 {
-            await_look();
+            between_polls();
         }
         Ok(found)
     }

@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    /// What comes with one call is copied behind its padding: the smallest that has some, the largest that the stage holds.
+    /// What comes with one call is copied behind its padding: the largest without, the smallest with one, the largest that the stage holds.
     #[test]
     fn a_payload_that_comes_whole_is_delivered_from_the_stage() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

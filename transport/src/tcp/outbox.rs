@@ -184,7 +184,7 @@ impl Outbox {
     /// So many works have left that are not kept: they were posted while it was empty, the first with the latest news.
     pub(super) fn pass(&mut self, works: usize) {
         self.first += works as u64;
-        (self.sent, self.come) = (true, 0);
+        self.note_sent();
         self.owes_news = false;
     }
 
@@ -192,7 +192,8 @@ impl Outbox {
     pub(super) fn has_sent(&mut self, bytes: usize) {
         self.replying = false;
         if bytes > 0 {
-            (self.sent, self.come, self.owes_news) = (true, 0, false);
+            self.note_sent();
+            self.owes_news = false;
         }
         self.account(bytes);
     }
@@ -225,6 +226,11 @@ impl Outbox {
     pub(super) fn count_executed(&mut self, signalled: bool) {
         self.executed += 1;
         self.owes_news |= signalled;
+    }
+
+    /// Bytes have left.
+    fn note_sent(&mut self) {
+        (self.sent, self.come) = (true, 0);
     }
 
     /// So many bytes have come from the peer.
@@ -293,7 +299,7 @@ impl Outbox {
                 Ok((sent, all)) => {
                     left -= sent;
                     if sent > 0 {
-                        (self.sent, self.come) = (true, 0);
+                        self.note_sent();
                     }
                     self.owes_news &= sent == 0 || !begins;
                     self.account(sent);

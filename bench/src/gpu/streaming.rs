@@ -1,7 +1,7 @@
 //! Zero SM: a product that keeps every multiprocessor busy, by itself and while transfers of the paper's size run at the paper's
 //! pace, in turn; and beside it what the two ways that others take would cost.
 
-use super::members::{Place, Task, announced, on_device, pair, parts, reply_span, request_span};
+use super::members::{PATIENCE, Place, Task, announced, on_device, pair, parts, reply_span, request_span};
 use super::{GpuOptions, Tell, median};
 use crate::BenchError;
 use crate::process::Program;
@@ -9,7 +9,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use stepmesh_mesh::{Request, TicketStatus};
+use stepmesh_mesh::{MeshError, Request, TicketStatus};
 use stepmesh_model::cuda::{GemmBench, SpinBench};
 use stepmesh_transport::GateSet;
 use stepmesh_transport::cuda::{Context, Gates, Stream};
@@ -175,10 +175,12 @@ impl Driven {
         let orders = Arc::new(Orders::default());
         let told = orders.clone();
         let mut thread = Some(std::thread::spawn(move || work(&told)));
+        let started = Instant::now();
         while !orders.is_ready.load(Ordering::Acquire) {
             if thread.as_ref().is_some_and(Thread::is_finished) {
                 join(&mut thread)?;
             }
+            in_time(started)?;
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(Self { orders, thread })
@@ -188,6 +190,11 @@ impl Driven {
         self.orders.is_over.store(true, Ordering::Release);
         join(&mut self.thread)
     }
+}
+
+/// An error where a wait has been too long.
+fn in_time(started: Instant) -> Result<(), BenchError> {
+    if started.elapsed() > PATIENCE { Err(MeshError::Timeout(PATIENCE).into()) } else { Ok(()) }
 }
 
 fn join(thread: &mut Option<Thread>) -> Result<(), BenchError> {
@@ -233,8 +240,10 @@ fn transfer(orders: &Orders, gpu: u32, place: Place, second: Option<&Program>) -
             stream.copy(&from, &input)?;
         }
         gate.announce(&stream)?;
+        let started = Instant::now();
         while mesh.status(ticket) == TicketStatus::Pending {
             mesh.poll()?;
+            in_time(started)?;
         }
         mesh.take(ticket)?;
         gates.open(0);
@@ -242,7 +251,7 @@ fn transfer(orders: &Orders, gpu: u32, place: Place, second: Option<&Program>) -
         round = round.wrapping_add(1);
         orders.done.fetch_add(1, Ordering::AcqRel);
     }
-    stream.finish(super::members::PATIENCE)?;
+    stream.finish(PATIENCE)?;
     drop(mesh);
     other.finish()
 }
@@ -259,7 +268,7 @@ fn copy(orders: &Orders, gpu: u32) -> Result<(), BenchError> {
     let mut next = Instant::now();
     while orders.turn(&mut next) {
         places.iter().try_for_each(|(from, to)| stream.copy(from, to))?;
-        stream.finish(super::members::PATIENCE)?;
+        stream.finish(PATIENCE)?;
         orders.done.fetch_add(1, Ordering::AcqRel);
     }
     Ok(())

@@ -28,6 +28,9 @@ pub enum BenchError {
         /// Those that there are.
         allowed: Vec<usize>,
     },
+    /// The kernel lets no thread of this process be real-time.
+    #[error("no real-time threads for this process: {0}; they take root, CAP_SYS_NICE or `ulimit -r 1`")]
+    Scheduling(#[source] io::Error),
     /// The caller has had enough.
     #[error("interrupted")]
     Interrupted,

@@ -7,6 +7,7 @@ mod common;
 use common::{run, stepmesh};
 use serde_json::Value;
 use std::path::Path;
+use std::process::Command;
 
 fn has_two_cpus() -> bool {
     std::thread::available_parallelism().map_or(1, usize::from) >= 2
@@ -169,20 +170,44 @@ fn pipeline_measures_two_processes_unless_threads_are_asked_for() {
     }
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pipeline.json");
-    for (flag, sides, clock) in
-        [("--runs=1", "processes", "wall"), ("--threads", "threads", "wall"), ("--clock=virtual", "turns", "virtual")]
-    {
-        let point = ["--attention-us", "100", "--ffn-us", "100", "--wire-us", "100"];
+    // Stages of the first are long enough to sleep.
+    for (flag, sides, clock, stage) in [
+        ("--runs=1", "processes", "wall", "200"),
+        ("--threads", "threads", "wall", "100"),
+        ("--clock=virtual", "turns", "virtual", "200"),
+    ] {
+        let point = ["--attention-us", stage, "--ffn-us", stage, "--wire-us", "100"];
         let json = measure(&[&["pipeline", flag], &point[..]].concat(), &file);
         let [row] = json["results"].as_array().unwrap().as_slice() else { panic!("{json}") };
         assert_eq!((row["sides"].as_str(), row["clock"].as_str()), (Some(sides), Some(clock)));
-        assert_eq!(row["ideal_us"].as_f64(), Some(61.0 * 300.0));
+        assert_eq!(row["scheduling"].is_string(), flag == "--runs=1", "{row}");
+        assert_eq!(row["ideal_us"].as_f64(), Some(61.0 * 3.0 * stage.parse::<f64>().unwrap()));
         assert!(row["efficiency"].as_f64().unwrap() > 0.0, "{row}");
         for side in ["attention", "ffn"] {
             let cores = row["cores"][side].as_f64();
             assert_eq!(cores.is_some_and(|cores| cores > 0.0), clock == "wall", "{row}");
         }
     }
+}
+
+#[test]
+fn pipeline_without_the_right_to_real_time_threads_says_so_and_measures_with_ordinary_ones() {
+    let deprived = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-sys_nice", "--inh-caps=-sys_nice", env!("CARGO_BIN_EXE_stepmesh")]);
+        command.args(arguments).output()
+    };
+    let works = deprived(&["--version"]).is_ok_and(|output| output.status.success());
+    if !has_two_cpus() || !works {
+        return println!("skipped: one CPU, or no setpriv that may take rights away");
+    }
+    let point = ["bench", "pipeline", "--quick", "--attention-us", "200", "--ffn-us", "200", "--wire-us", "100"];
+    let output = deprived(&point).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("ordinary threads"), "{said}");
+    let output = deprived(&[&point[..], &["--scheduling", "real-time"]].concat()).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("CAP_SYS_NICE"), "{said}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The same stages and the same wire with nothing of ours between them: two threads that tell each other by words in memory.
 //! What they take beyond what the stages allow, the machine takes.
 
-use super::stages::compute;
+use super::stages::{compute, sleeps};
 use super::world::WARM_UP;
-use crate::{BenchError, Cpus};
+use crate::{BenchError, Cpus, Scheduling};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use stepmesh_pipeline::Stages;
@@ -45,12 +45,14 @@ impl Post {
 }
 
 /// The mean time of so many tokens behind the first few, as of a run.
-pub(super) fn token(cpus: Cpus, stages: &Stages, tokens: u32) -> Result<Duration, BenchError> {
+pub(super) fn token(cpus: Cpus, scheduling: Scheduling, stages: &Stages, tokens: u32) -> Result<Duration, BenchError> {
     let posts = || (0..stages.microbatches).map(|_| Post::default()).collect::<Vec<_>>();
     let (requests, replies) = (posts(), posts());
     let (clock, latency) = (Clock::system(), stages.wire / 2);
     let [start_round, rounds] = [WARM_UP, WARM_UP + tokens].map(|tokens| u64::from(stages.layers) * u64::from(tokens));
+    let schedule = |stage| if sleeps(stage) { scheduling.apply() } else { Ok(()) };
     let attention = |over: &AtomicBool| {
+        schedule(stages.attention)?;
         let mut start_ns = 0;
         for round in 0..rounds {
             for (request, reply) in requests.iter().zip(&replies) {
@@ -70,6 +72,7 @@ pub(super) fn token(cpus: Cpus, stages: &Stages, tokens: u32) -> Result<Duration
         Ok(Duration::from_nanos(clock.now_ns() - start_ns) / tokens)
     };
     let ffn = |over: &AtomicBool| {
+        schedule(stages.ffn)?;
         for round in 1..=rounds {
             for (request, reply) in requests.iter().zip(&replies) {
                 request.arrive(round, latency, &clock, over)?;
@@ -92,7 +95,7 @@ mod tests {
         let Ok(cpus) = Cpus::choose(None) else { return println!("skipped: one CPU") };
         let point = |wire| Stages { attention: us(20), ffn: us(10), wire: us(wire), microbatches: 3, layers: 5 };
         for stages in [point(0), point(400)] {
-            let token = token(cpus, &stages, 2).expect("a run");
+            let token = token(cpus, Scheduling::best(), &stages, 2).expect("a run");
             assert!(token >= stages.ideal().mul_f64(0.9), "{token:?} of {:?}", stages.ideal());
         }
     }

@@ -1,6 +1,7 @@
 //! What the two sides of a run have in common, in memory that two processes can share: how long stages take, how long they
 //! have taken and what CPU time, and when what is on the wire was posted.
 
+use crate::Scheduling;
 use crate::shared::{Common, Shared};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub(super) struct Words {
     pub(super) over: AtomicU64,
     /// Not zero: neither side works, so that the two CPUs are free.
     rests: AtomicU64,
+    /// Not zero: threads whose stages sleep are real-time.
+    real_time: AtomicU64,
     /// Attention, FFN.
     pub(super) sides: [Side; 2],
     pub(super) ways: [Way; 2],
@@ -27,6 +30,15 @@ impl Words {
     /// Lets both sides rest, or work again.
     pub(super) fn rest(&self, rest: bool) {
         self.rests.store(rest.into(), Ordering::Release);
+    }
+
+    /// How both sides are to schedule a thread whose stages sleep.
+    pub(super) fn schedule(&self, scheduling: Scheduling) {
+        self.real_time.store((scheduling == Scheduling::RealTime).into(), Ordering::Release);
+    }
+
+    pub(super) fn scheduling(&self) -> Scheduling {
+        if self.real_time.load(Ordering::Acquire) != 0 { Scheduling::RealTime } else { Scheduling::Ordinary }
     }
 
     /// Where a side is that has nothing under way: rests while it is to.
@@ -42,6 +54,8 @@ impl Words {
 pub(super) struct Side {
     pub(super) stage_ns: AtomicU64,
     pub(super) busy_ns: AtomicU64,
+    /// How many stages were long enough to sleep.
+    pub(super) sleeps: AtomicU64,
     /// CPU time that the stage's thread has used.
     pub(super) cpu_ns: AtomicU64,
 }

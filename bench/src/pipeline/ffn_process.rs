@@ -3,9 +3,9 @@
 use super::board::Board;
 use super::side::{self, Shape};
 use super::stages::Pace;
+use super::threads::{NAP, work_until};
 use super::wire::Wire;
 use crate::BenchError;
-use crate::cpus::pin;
 use crate::process::{Process, Program};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, GrpcControl};
 use stepmesh_transport::{Clock, DeviceOptions, Provider};
 
-/// How long a wait may keep it from seeing that it is to end.
-const NAP: Duration = Duration::from_millis(10);
 /// How long it may take to end once it is told.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -82,7 +80,6 @@ impl Drop for FfnProcess {
 /// # Errors
 /// It cannot join, or a member fails.
 pub fn serve(role: &FfnRole) -> Result<(), BenchError> {
-    pin(role.cpu)?;
     let (board, clock) = (Board::open(Path::new(&role.board))?, Clock::system());
     let shape = Shape { layers: role.layers, microbatches: role.microbatches };
     let device = side::open(role.provider, &DeviceOptions::default())?;
@@ -92,9 +89,6 @@ pub fn serve(role: &FfnRole) -> Result<(), BenchError> {
     let control = GrpcControl::connect(ConnectOptions::new(role.scheduler.as_str()), Box::new(move || waker.wake()))?;
     let pace = Pace::new(clock.clone(), board.clone(), 1);
     let mut serves = side::ffn((device, endpoint, Box::new(control)), shape, pace, clock)?;
-    while board.over.load(Ordering::Acquire) == 0 {
-        board.pass();
-        serves.run_once(NAP)?;
-    }
-    Ok(())
+    let is_over = || board.over.load(Ordering::Acquire) != 0;
+    work_until(is_over, role.cpu, &board, 1, || Ok(serves.run_once(NAP)?))
 }

@@ -22,7 +22,7 @@ pub use ffn_process::{FfnRole, serve};
 pub use row::{Clock, Cores, Floor, Row, StallShare};
 
 use crate::progress::{Progress, Watcher, keep, tell};
-use crate::{BenchError, Cpus, Program, Report};
+use crate::{BenchError, Cpus, Program, Report, Scheduling};
 use std::time::Duration;
 use stepmesh_pipeline::{Overhead, Stages};
 use stepmesh_transport::{DeviceOptions, Provider};
@@ -46,6 +46,9 @@ pub struct Options {
     pub runs: usize,
     /// Tokens of a run that are timed: over a second, so that each run meets as much of what a machine does besides.
     pub tokens: u32,
+    /// How threads whose stages sleep are scheduled, by the machine's clock: an ordinary one is late when its CPU has
+    /// something else to do, as a GPU that computes would not be.
+    pub scheduling: Scheduling,
     /// The CPUs of the two sides.
     pub cpus: Cpus,
     /// How the devices are opened.
@@ -75,6 +78,7 @@ impl Options {
             points,
             runs: 5,
             tokens: 24,
+            scheduling: Scheduling::best(),
             cpus,
             device: DeviceOptions::default(),
             ffn: None,
@@ -84,6 +88,12 @@ impl Options {
     /// By the virtual clock: always the same, so once is enough, and nothing of it is this machine's.
     pub fn by_virtual_clock(&mut self) {
         (self.provider, self.clock, self.runs, self.tokens) = (Provider::Mem, Clock::Virtual, 1, 64);
+    }
+
+    /// How threads whose stages sleep are scheduled at a point: none by the virtual clock, nor where both stages are too short.
+    pub fn scheduling_of(&self, point: &Stages) -> Option<Scheduling> {
+        let some = self.clock == Clock::Wall && (stages::sleeps(point.attention) || stages::sleeps(point.ffn));
+        some.then_some(self.scheduling)
     }
 
     /// A short look, to see that everything works.
@@ -96,8 +106,11 @@ impl Options {
 ///
 /// # Errors
 /// When the provider cannot be opened on this machine, when the members do not find each other, when a sequence is not
-/// decoded, or when `progress` says to stop.
+/// decoded, when threads may not be scheduled as asked for, or when `progress` says to stop.
 pub fn run(options: &Options, report: &mut Report<Row>, progress: Watcher<'_, Row>) -> Result<(), BenchError> {
+    if options.clock == Clock::Wall {
+        options.scheduling.check()?;
+    }
     let mut world: Option<(World, u16, Overhead)> = None;
     for (number, stages) in options.points.iter().enumerate() {
         tell(progress, Progress::Taking { number, of: options.points.len(), attempt: 1 })?;

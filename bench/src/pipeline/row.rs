@@ -2,7 +2,7 @@
 
 use super::world::World;
 use super::{Options, bare};
-use crate::BenchError;
+use crate::{BenchError, Scheduling};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub struct Row {
     pub clock: Clock,
     /// What the two sides are: `processes`, `threads`, or `turns` of one thread.
     pub sides: &'static str,
+    /// How threads whose stages sleep were scheduled, if any did.
+    pub scheduling: Option<Scheduling>,
     /// Over what.
     pub provider: &'static str,
     /// What the attention stage takes.
@@ -98,7 +100,7 @@ pub(super) fn take(
     let (mut runs, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..options.runs.max(1) {
         if options.clock == Clock::Wall {
-            bare.push(world.aside(|| bare::token(options.cpus, stages, options.tokens))?);
+            bare.push(world.aside(|| bare::token(options.cpus, options.scheduling, stages, options.tokens))?);
         }
         runs.push(world.run(stages, options.tokens)?);
     }
@@ -116,6 +118,7 @@ pub(super) fn take(
             (Clock::Wall, Some(_)) => "processes",
             (Clock::Wall, None) => "threads",
         },
+        scheduling: options.scheduling_of(stages),
         provider: options.provider.name(),
         attention_us: us(stages.attention),
         ffn_us: us(stages.ffn),

@@ -60,15 +60,23 @@ impl Pace {
         // Asked for while the stage lasts: the kernel is, and what follows a stage waits for it.
         side.cpu_ns.store(thread_time().as_nanos() as u64, Ordering::Relaxed);
         let spent = compute(&self.clock, start, time);
+        if sleeps(time) {
+            side.sleeps.fetch_add(1, Ordering::Relaxed);
+        }
         side.busy_ns.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
+}
+
+/// Whether a stage is long enough for that. One that only spins leaves its CPU to nobody, so it must not be real-time.
+pub(super) fn sleeps(time: Duration) -> bool {
+    time > MARGIN
 }
 
 /// Takes a time from `start` on: sleeps most of it and spins the rest. The time that it took.
 pub(super) fn compute(clock: &Clock, start: Instant, time: Duration) -> Duration {
     if clock.is_manual() {
         clock.advance(time);
-    } else if time > MARGIN {
+    } else if sleeps(time) {
         std::thread::sleep(time - MARGIN);
     }
     let mut spent = clock.now() - start;

@@ -2,11 +2,11 @@
 
 use super::board::Board;
 use crate::cpus::pin;
-use crate::{BenchError, Cpus};
+use crate::{BenchError, Cpus, Scheduling};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stepmesh_pipeline::{AttentionExecutor, FfnExecutor};
 
 /// How long a wait may keep a thread from seeing that it is to end.
@@ -29,9 +29,9 @@ impl Threads {
     ) -> Result<Self, BenchError> {
         let [first, second] = cpus.list();
         let mut threads = Self { stop: Arc::default(), board: board.clone(), threads: Vec::new() };
-        threads.spawn(first, move || Ok(attends.run_once(NAP).map(drop)?))?;
+        threads.spawn(first, 0, move || Ok(attends.run_once(NAP).map(drop)?))?;
         if let Some(mut serves) = serves {
-            threads.spawn(second, move || Ok(serves.run_once(NAP)?))?;
+            threads.spawn(second, 1, move || Ok(serves.run_once(NAP)?))?;
         }
         Ok(threads)
     }
@@ -40,17 +40,11 @@ impl Threads {
     fn spawn(
         &mut self,
         cpu: usize,
-        mut work: impl FnMut() -> Result<(), BenchError> + Send + 'static,
+        end: usize,
+        work: impl FnMut() -> Result<(), BenchError> + Send + 'static,
     ) -> Result<(), BenchError> {
         let (stop, board) = (self.stop.clone(), self.board.clone());
-        let body = move || {
-            pin(cpu)?;
-            while !stop.load(Ordering::Acquire) {
-                board.pass();
-                work()?;
-            }
-            Ok(())
-        };
+        let body = move || work_until(|| stop.load(Ordering::Acquire), cpu, &board, end, work);
         let thread = std::thread::Builder::new().spawn(body).map_err(BenchError::system("starting a thread"))?;
         self.threads.push(thread);
         Ok(())
@@ -60,6 +54,35 @@ impl Threads {
     pub(super) fn look(&self) -> Result<(), BenchError> {
         if self.threads.iter().any(JoinHandle::is_finished) { Err(BenchError::Thread) } else { Ok(()) }
     }
+}
+
+/// Does an end's work on a CPU until told to stop. As long as stages that sleep follow one another the calling thread is scheduled
+/// as the run is to be; when it has long had none it is ordinary, so that nobody waits for one that only spins.
+pub(super) fn work_until(
+    stop: impl Fn() -> bool,
+    cpu: usize,
+    board: &Board,
+    end: usize,
+    mut work: impl FnMut() -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    pin(cpu)?;
+    let (wanted, mut current) = (board.scheduling(), Scheduling::Ordinary);
+    let sleeps = || board.sides[end].sleeps.load(Ordering::Relaxed);
+    while !stop() {
+        board.pass();
+        let (before, started) = (sleeps(), Instant::now());
+        work()?;
+        let next = match () {
+            () if sleeps() != before => wanted,
+            () if started.elapsed() >= NAP => Scheduling::Ordinary,
+            () => current,
+        };
+        if next != current {
+            next.apply()?;
+            current = next;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Threads {

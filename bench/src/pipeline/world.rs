@@ -79,6 +79,7 @@ impl World {
     /// Two processes, and a scheduler that they reach over loopback.
     fn of_processes(options: &Options, program: &Program, shape: Shape) -> Result<Self, BenchError> {
         let (board, clock) = (Board::new()?, Clock::system());
+        board.schedule(options.scheduling);
         let wire = Wire::new(board.clone());
         let (remote, url) = Remote::start()?;
         let [_, cpu] = options.cpus.list();
@@ -114,6 +115,7 @@ impl World {
         });
         let clocks = [(); 2].map(|()| if fabric.is_some() { Clock::manual() } else { Clock::system() });
         let board = Board::new()?;
+        board.schedule(options.scheduling);
         let wire = Wire::new(board.clone());
         let parts = |end: usize| -> Result<Parts, BenchError> {
             let device = match &fabric {

@@ -6,6 +6,7 @@ use crate::error::CliError;
 use crate::settings::Transport;
 use clap::ValueEnum;
 use std::time::Duration;
+use stepmesh_bench::Scheduling;
 use stepmesh_bench::pipeline::{LAYERS, Options, Row, STAGE, run as measure};
 use stepmesh_pipeline::Stages;
 
@@ -34,6 +35,10 @@ pub(crate) struct PipelineArguments {
     /// How often each point is run; the median counts [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: Option<u16>,
+    /// How the threads of the stages are scheduled. Real-time ones take their time whatever else their CPU has to do, as a
+    /// GPU would; they take root or CAP_SYS_NICE [default: real-time where that is allowed]
+    #[arg(long)]
+    scheduling: Option<Schedulings>,
     /// The two sides as threads of this process instead of two processes
     #[arg(long)]
     threads: bool,
@@ -45,6 +50,12 @@ pub(crate) struct PipelineArguments {
 enum Clocks {
     Wall,
     Virtual,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum Schedulings {
+    RealTime,
+    Ordinary,
 }
 
 pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
@@ -61,6 +72,12 @@ pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     if let Some(runs) = arguments.runs {
         options.runs = runs.into();
     }
+    if let Some(scheduling) = arguments.scheduling {
+        options.scheduling = match scheduling {
+            Schedulings::RealTime => Scheduling::RealTime,
+            Schedulings::Ordinary => Scheduling::Ordinary,
+        };
+    }
     let PipelineArguments { attention_us, ffn_us, wire_us, microbatches, .. } = *arguments;
     if attention_us.or(ffn_us).or(wire_us).is_some() || microbatches.is_some() {
         let time = |given: Option<u64>| given.map_or(STAGE, Duration::from_micros);
@@ -75,7 +92,15 @@ pub(crate) fn run(arguments: &PipelineArguments) -> Result<(), CliError> {
     let mut screen = Screen::new();
     let mut report = session.report();
     screen.line(&report.machine);
-    screen.line(&format!("1A1F over {}, {LAYERS} layers, synthetic stages, emulated wire", options.provider));
+    screen.line(&format!(
+        "1A1F over {}, {LAYERS} layers, synthetic stages{}, emulated wire",
+        options.provider,
+        match options.points.iter().find_map(|point| options.scheduling_of(point)) {
+            None => "",
+            Some(Scheduling::RealTime) => " on real-time threads",
+            Some(Scheduling::Ordinary) => " on ordinary threads, which the kernel may make late",
+        }
+    ));
     screen.line(&Row::HEAD);
     let outcome = measure(&options, &mut report, &mut |progress| session.follow(&mut screen, progress));
     session.close(&report, outcome, screen.finish())

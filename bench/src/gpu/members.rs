@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stepmesh_mesh::control::{ConnectOptions, Control, GrpcControl, LocalScheduler};
 use stepmesh_mesh::scheduler::{Background, SchedulerOptions, ServeOptions, spawn};
-use stepmesh_mesh::{AttentionMesh, FfnMesh, MemberOptions, MeshError, PartSpec, Policy, SlotLayout};
+use stepmesh_mesh::{
+    AttentionMesh, FfnMesh, MemberOptions, MeshError, PartSpec, Policy, SlotLayout, Ticket, TicketStatus,
+};
 use stepmesh_proto::{Dtype, Part};
 use stepmesh_transport::cuda::{Context, Gates, Graph, Span, Stream, beside, beside_pinned};
 use stepmesh_transport::{Clock, Device, DeviceOptions, Endpoint, GateSet, Provider};
@@ -213,6 +215,19 @@ pub(super) fn announced(
     Ok(true)
 }
 
+/// Waits for the reply to what was sent.
+pub(super) fn replied(mesh: &mut AttentionMesh, ticket: Ticket) -> Result<(), BenchError> {
+    let started = Instant::now();
+    while mesh.status(ticket) == TicketStatus::Pending {
+        mesh.poll()?;
+        if started.elapsed() > PATIENCE {
+            return Err(MeshError::Timeout(PATIENCE).into());
+        }
+    }
+    mesh.take(ticket)?;
+    Ok(())
+}
+
 fn span(place: Option<(stepmesh_transport::Region, std::ops::Range<usize>)>) -> Result<Span, BenchError> {
     let (region, range) = place.ok_or_else(|| BenchError::Sequence("a slot that there is not".into()))?;
     Ok(Span::new(&region, range)?)
@@ -284,6 +299,6 @@ fn answer_rounds(mesh: &mut FfnMesh, gpu: u32, batch: u32) -> Result<(), BenchEr
             graph.launch(&stream)?;
         }
     }
-    gates.abort();
+    drop(gates);
     Ok(stream.finish(PATIENCE)?)
 }

@@ -161,6 +161,8 @@ enum What {
 }
 
 struct Attention {
+    /// First, so that they open first: memory is freed when nothing waits any more.
+    gates: Arc<Gates>,
     stage: CudaAttention,
     cache: KvCache,
     sequences: Vec<SequenceId>,
@@ -172,7 +174,6 @@ struct Attention {
     results: Region,
     slots: Vec<[Span; 3]>,
     replies: Vec<Span>,
-    gates: Arc<Gates>,
     stream: Stream,
     context: usize,
 }
@@ -297,11 +298,12 @@ impl Attention {
 }
 
 struct Ffn {
+    /// First, as attention's.
+    gates: Arc<Gates>,
     stage: CudaFfn,
     config: ModelConfig,
     inputs: Vec<DeviceInput>,
     outputs: Vec<Span>,
-    gates: Arc<Gates>,
     stream: Stream,
 }
 

@@ -1,13 +1,13 @@
 //! Round trips from stream to stream: the attention side's stream announces, the CPUs move descriptors, the FFN side's stream
 //! passes its gate and announces, and the attention side's stream passes its own.
 
-use super::members::{Place, ROUNDS, Task, announced, on_device, pair, parts, reply_span, request_span};
+use super::members::{Place, ROUNDS, Task, announced, on_device, pair, parts, replied, reply_span, request_span};
 use super::{GpuOptions, Tell, quantile};
 use crate::process::Program;
 use crate::{BenchError, HIDDEN};
 use serde_json::json;
 use std::time::Instant;
-use stepmesh_mesh::{Request, TicketStatus};
+use stepmesh_mesh::Request;
 use stepmesh_transport::GateSet;
 use stepmesh_transport::cuda::{Context, Gates, Graph, PinnedMemory, Span, Stream};
 use stepmesh_transport::{HostMemory, Region};
@@ -41,11 +41,12 @@ fn rounds(gpu: u32, place: Place, batch: u32, second: Option<&Program>, graphs: 
     let (mut mesh, other) =
         pair(gpu, place, if place == Place::InPlace { Task::Rounds } else { Task::Answer }, batch, second)?;
     let context = Context::open(gpu)?;
-    let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, ROUNDS)?);
     let [request, reply] = parts(batch);
     let (output, input) =
         (on_device(&context, request.bytes() as usize)?, on_device(&context, reply.bytes() as usize)?);
     let (to, from) = (request_span(&mesh, 0)?, reply_span(&mesh, 0)?);
+    // Last, so that it opens first: memory is freed when nothing waits any more.
+    let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, ROUNDS)?);
     // Two graphs of one process that wait for one another must not both hold copies by copy engines: the driver queues those one
     // behind the other, whatever graph they are of. So what copies is put on the stream round by round.
     let is_graph = place == Place::InPlace;
@@ -81,10 +82,7 @@ fn rounds(gpu: u32, place: Place, batch: u32, second: Option<&Program>, graphs: 
                 gate.pass(&stream)?;
                 stream.copy(&from, &input)?;
             }
-            while mesh.status(ticket) == TicketStatus::Pending {
-                mesh.poll()?;
-            }
-            mesh.take(ticket)?;
+            replied(&mut mesh, ticket)?;
             gates.open(round);
         }
         stream.finish(super::members::PATIENCE)?;

@@ -1,7 +1,7 @@
 //! Zero SM: a product that keeps every multiprocessor busy, by itself and while transfers of the paper's size run at the paper's
 //! pace, in turn; and beside it what the two ways that others take would cost.
 
-use super::members::{PATIENCE, Place, Task, announced, on_device, pair, parts, reply_span, request_span};
+use super::members::{PATIENCE, Place, Task, announced, on_device, pair, parts, replied, reply_span, request_span};
 use super::{GpuOptions, Tell, median};
 use crate::BenchError;
 use crate::process::Program;
@@ -9,7 +9,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use stepmesh_mesh::{MeshError, Request, TicketStatus};
+use stepmesh_mesh::{MeshError, Request};
 use stepmesh_model::cuda::{GemmBench, SpinBench};
 use stepmesh_transport::GateSet;
 use stepmesh_transport::cuda::{Context, Gates, Stream};
@@ -180,7 +180,9 @@ impl Driven {
             if thread.as_ref().is_some_and(Thread::is_finished) {
                 join(&mut thread)?;
             }
-            in_time(started)?;
+            if started.elapsed() > PATIENCE {
+                return Err(MeshError::Timeout(PATIENCE).into());
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(Self { orders, thread })
@@ -190,11 +192,6 @@ impl Driven {
         self.orders.is_over.store(true, Ordering::Release);
         join(&mut self.thread)
     }
-}
-
-/// An error where a wait has been too long.
-fn in_time(started: Instant) -> Result<(), BenchError> {
-    if started.elapsed() > PATIENCE { Err(MeshError::Timeout(PATIENCE).into()) } else { Ok(()) }
 }
 
 fn join(thread: &mut Option<Thread>) -> Result<(), BenchError> {
@@ -219,12 +216,13 @@ impl Beside for Driven {
 fn transfer(orders: &Orders, gpu: u32, place: Place, second: Option<&Program>) -> Result<(), BenchError> {
     let (mut mesh, other) = pair(gpu, place, Task::Answer, BATCH, second)?;
     let context = Context::open(gpu)?;
-    let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, 1)?);
-    let gate = gates.gate(0).ok_or_else(|| BenchError::Sequence("no gate".into()))?;
     let [request, reply] = parts(BATCH);
     let (output, input) =
         (on_device(&context, request.bytes() as usize)?, on_device(&context, reply.bytes() as usize)?);
     let (to, from) = (request_span(&mesh, 0)?, reply_span(&mesh, 0)?);
+    // Last, so that it opens first: memory is freed when nothing waits any more.
+    let (stream, gates) = (Stream::new(&context)?, Gates::new(&context, 1)?);
+    let gate = gates.gate(0).ok_or_else(|| BenchError::Sequence("no gate".into()))?;
     orders.is_ready.store(true, Ordering::Release);
     let (mut next, mut round) = (Instant::now(), 0);
     while orders.turn(&mut next) {
@@ -240,12 +238,7 @@ fn transfer(orders: &Orders, gpu: u32, place: Place, second: Option<&Program>) -
             stream.copy(&from, &input)?;
         }
         gate.announce(&stream)?;
-        let started = Instant::now();
-        while mesh.status(ticket) == TicketStatus::Pending {
-            mesh.poll()?;
-            in_time(started)?;
-        }
-        mesh.take(ticket)?;
+        replied(&mut mesh, ticket)?;
         gates.open(0);
         announced(&gates, 0, || mesh.poll().map(|_| true))?;
         round = round.wrapping_add(1);

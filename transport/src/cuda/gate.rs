@@ -47,7 +47,7 @@ struct Words {
     r#in: Line,
 }
 
-/// The gates of a step, and its way to give up.
+/// The gates of a step, and its way to give up: dropped, they open.
 pub struct Gates {
     words: Arc<Pinned>,
     aborted: AtomicBool,
@@ -95,6 +95,14 @@ impl Pinned {
     fn words(&self) -> &[Words] {
         // SAFETY: allocated for so many, zeroed, and all of it is atomics.
         unsafe { std::slice::from_raw_parts(self.host.as_ptr(), self.count) }
+    }
+}
+
+/// Nobody can open them any more, and what waits at one would wait for ever; so would whoever frees the device's memory, for
+/// the driver waits for all work first.
+impl Drop for Gates {
+    fn drop(&mut self) {
+        self.abort();
     }
 }
 

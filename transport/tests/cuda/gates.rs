@@ -139,13 +139,29 @@ fn an_abort_opens_every_gate_that_is_left_and_the_next_replay_is_right_again() {
 }
 
 #[test]
+fn gates_that_are_dropped_open() {
+    with_driver("gates::gates_that_are_dropped_open", || {
+        let context = context();
+        let (stream, gates) = (Stream::new(&context).unwrap(), Gates::new(&context, 2).unwrap());
+        for gate in [0, 1] {
+            gates.gate(gate).unwrap().pass(&stream).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(!stream.is_idle().unwrap(), "it waits");
+        drop(gates);
+        finish(&stream);
+    });
+}
+
+#[test]
 fn a_stream_that_waits_for_ever_is_dropped_without_waiting() {
     with_driver("gates::a_stream_that_waits_for_ever_is_dropped_without_waiting", || {
         let context = context();
         let gates = Gates::new(&context, 1).unwrap();
         let stream = Stream::new(&context).unwrap();
         gates.gate(0).unwrap().pass(&stream).unwrap();
-        drop((stream, gates));
+        drop(stream);
+        drop(gates);
     });
 }
 

@@ -1,7 +1,7 @@
 //! A row of the mesh suite: one deployment at play between two measurements of its floor.
 
 use super::deployment::Deployment;
-use super::ends::{AttentionEnd, FfnEnd};
+use super::ends::{AttentionEnd, FfnEnd, GivesWay};
 use super::ffn::serve;
 use super::payload::SLOTS;
 use super::play::{Phases, Played, Player};
@@ -123,18 +123,14 @@ pub struct Budget {
 
 /// The median of a round, alone.
 pub(super) fn round_us(options: &Options, plan: &Plan) -> Result<f64, BenchError> {
-    let Deployment { attention, ffn } = join(options, plan, SPIN)?;
-    Ok(duel(options, plan, attention, ffn)?.0.measured.timing.p50_us)
+    Ok(called(options, plan)?.0.measured.timing.p50_us)
 }
 
 /// Takes a row between two measurements of its floor.
 pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row, BenchError> {
     let before = bare(options, plan)?;
     let (played, responses, cpu) = match plan.engine {
-        Engine::Caller => {
-            let Deployment { attention, ffn } = join(options, plan, SPIN)?;
-            duel(options, plan, attention, ffn)?
-        }
+        Engine::Caller => called(options, plan)?,
         Engine::Threaded => {
             let Deployment { attention, ffn } = join(options, plan, Duration::ZERO)?;
             let [a, b] = threads(options);
@@ -180,6 +176,17 @@ pub(super) fn take(options: &Options, plan: &Plan, attempt: usize) -> Result<Row
         cpu,
         budget: Budget::of(options, p50_us, [a2f_bytes, f2a_bytes]),
     })
+}
+
+/// Both sides at play, each driven by whoever calls it. A device that is software needs a CPU, too: where the two ends have all,
+/// they give way.
+fn called(options: &Options, plan: &Plan) -> Result<(Played, Times, Cpu), BenchError> {
+    let Deployment { attention, ffn } = join(options, plan, SPIN)?;
+    if options.provider == Provider::Verbs && allowed().len() <= options.cpus.list().len() {
+        let attention = attention.into_iter().map(GivesWay).collect();
+        return duel(options, plan, attention, ffn.into_iter().map(GivesWay).collect());
+    }
+    duel(options, plan, attention, ffn)
 }
 
 /// The row's deployment, in which a call that waits polls for `spin` before it sleeps.

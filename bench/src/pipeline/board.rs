@@ -54,8 +54,6 @@ impl Words {
 pub(super) struct Side {
     pub(super) stage_ns: AtomicU64,
     pub(super) busy_ns: AtomicU64,
-    /// How many stages were long enough to sleep.
-    pub(super) sleeps: AtomicU64,
     /// CPU time that the stage's thread has used.
     pub(super) cpu_ns: AtomicU64,
 }

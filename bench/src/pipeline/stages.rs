@@ -60,9 +60,6 @@ impl Pace {
         // Asked for while the stage lasts: the kernel is, and what follows a stage waits for it.
         side.cpu_ns.store(thread_time().as_nanos() as u64, Ordering::Relaxed);
         let spent = compute(&self.clock, start, time);
-        if sleeps(time) {
-            side.sleeps.fetch_add(1, Ordering::Relaxed);
-        }
         side.busy_ns.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! Executors on threads of their own, by the machine's clock.
 
 use super::board::Board;
+use super::stages::sleeps;
 use crate::cpus::pin;
 use crate::{BenchError, Cpus, Scheduling};
 use std::sync::Arc;
@@ -67,13 +68,15 @@ pub(super) fn work_until(
 ) -> Result<(), BenchError> {
     pin(cpu)?;
     let (wanted, mut current) = (board.scheduling(), Scheduling::Ordinary);
-    let sleeps = || board.sides[end].sleeps.load(Ordering::Relaxed);
+    let side = &board.sides[end];
+    let busy_ns = || side.busy_ns.load(Ordering::Relaxed);
+    let sleeps = || sleeps(Duration::from_nanos(side.stage_ns.load(Ordering::Relaxed)));
     while !stop() {
         board.pass();
-        let (before, started) = (sleeps(), Instant::now());
+        let (before, started) = (busy_ns(), Instant::now());
         work()?;
         let next = match () {
-            () if sleeps() != before => wanted,
+            () if busy_ns() != before && sleeps() => wanted,
             () if started.elapsed() >= NAP => Scheduling::Ordinary,
             () => current,
         };
